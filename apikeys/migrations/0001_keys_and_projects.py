@@ -1,4 +1,3 @@
-import apikeys.models
 import django.contrib.postgres.fields
 import django.core.serializers.json
 import django.db.models.deletion
@@ -6,6 +5,7 @@ import django.db.models.functions.datetime
 import uuid_utils.compat
 from django.db import migrations, models
 
+import apikeys.models
 
 # Counters need not outlive a crash, and without WAL an upsert costs half. Every request of a key updates
 # its row: room in the page keeps those updates off the index, eager vacuum keeps the table small.
