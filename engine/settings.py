@@ -1,10 +1,56 @@
 """Every setting of Engine. This file alone reads the environment; `.env.example` documents each variable."""
 
+import secrets
 from pathlib import Path
+from typing import Any
+
+import environ
+from django.core.exceptions import ImproperlyConfigured
+
+from engine import embedded
+from engine.environment import address, choice, flag, folder, names, postgres, seconds, text, whole
+from engine.secretfile import SecretFile
 
 BASE_DIR = Path(__file__).resolve().parent.parent
-SECRET_KEY = "x"
-DEBUG = True
+environ.Env.read_env(BASE_DIR / ".env")  # variables that are set already win
+
+# --- where and how this installation runs ---
+
+ENGINE_ENV = choice("ENGINE_ENV", "development", ["development", "production"])
+PRODUCTION = ENGINE_ENV == "production"
+# Everything that Engine writes at run time.
+ENGINE_HOME = folder("ENGINE_HOME", BASE_DIR / ".engine")
+SECRETS = SecretFile(ENGINE_HOME / "secrets.json")
+# The address that `manage.py serve` listens on.
+ENGINE_HOST = text("ENGINE_HOST", "127.0.0.1")
+PORT = whole("PORT", 8000, least=1, most=65535)
+# The address that people and webhooks reach this installation by; links are made from it.
+ENGINE_PUBLIC_URL = address(
+    "ENGINE_PUBLIC_URL", f"http://127.0.0.1:{PORT}", schemes=["http", "https"]
+).rstrip("/")
+# Requests that are handled at once in one web process, each by a thread with a database connection of its own.
+ENGINE_WEB_THREADS = whole("ENGINE_WEB_THREADS", 8, least=1, most=200)
+# After SIGTERM, requests in progress get this long to finish.
+ENGINE_DRAIN_SECONDS = seconds("ENGINE_DRAIN_SECONDS", 20.0)
+
+DEBUG = flag("DEBUG", default=False)
+if PRODUCTION and DEBUG:
+    raise ImproperlyConfigured("DEBUG=1 shows secrets to visitors: unset it where ENGINE_ENV=production.")
+SECRET_KEY = text("SECRET_KEY")
+if PRODUCTION and len(SECRET_KEY) < 50:
+    raise ImproperlyConfigured(
+        "SECRET_KEY must be set where ENGINE_ENV=production, the same in every process and at least 50 characters "
+        "long: python3 -c 'import secrets; print(secrets.token_urlsafe(50))' makes one."
+    )
+if not SECRET_KEY:
+    SECRET_KEY = SECRETS.get_or_create("SECRET_KEY", lambda: secrets.token_urlsafe(50))
+ALLOWED_HOSTS = names("ALLOWED_HOSTS", [] if PRODUCTION else ["localhost", "127.0.0.1", "[::1]"])
+if PRODUCTION and not ALLOWED_HOSTS:
+    raise ImproperlyConfigured(
+        "ALLOWED_HOSTS must name this installation's hosts where ENGINE_ENV=production."
+    )
+CSRF_TRUSTED_ORIGINS = names("CSRF_TRUSTED_ORIGINS")
+
 INSTALLED_APPS = [
     "unfold",
     "django.contrib.admin",
@@ -16,13 +62,203 @@ INSTALLED_APPS = [
     "django.contrib.staticfiles",
     "rest_framework",
     "drf_spectacular",
+    "drf_spectacular_sidecar",
     "engine",
     "apikeys",
     "agents",
     "jobs",  # before channels: both ship a runworker command, the earlier app wins
     "channels",
 ]
+MIDDLEWARE = [
+    "django.middleware.security.SecurityMiddleware",
+    "whitenoise.middleware.WhiteNoiseMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+]
 ROOT_URLCONF = "engine.urls"
-USE_TZ = True
+APPEND_SLASH = False  # an API's POST cannot follow a redirect; every address is written one way
+TEMPLATES: list[dict[str, Any]] = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "DIRS": [BASE_DIR / "templates"],
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ]
+        },
+    }
+]
+
+# --- database ---
+
+# Libpq gives up on a host after 5 s, and on a silent peer after 20 s; a transaction may not idle, nor wait for a lock.
+LIBPQ_TIMEOUTS = {
+    "connect_timeout": 5,
+    "tcp_user_timeout": 20_000,
+    "keepalives_idle": 10,
+    "keepalives_interval": 3,
+    "keepalives_count": 3,
+}
+SESSION_TIMEOUTS = "-c lock_timeout=2000 -c idle_in_transaction_session_timeout=10000"
+# None: the embedded server. Its address is known before it runs, so nothing starts here.
+DATABASE = postgres("DATABASE_URL")
+# Around a pooler (PgBouncer in transaction mode) that DATABASE_URL names: for LISTEN, and for locks that outlive a statement.
+DIRECT_DATABASE = postgres("ENGINE_DIRECT_DATABASE_URL")
+if DIRECT_DATABASE is not None and DATABASE is None:
+    raise ImproperlyConfigured(
+        "ENGINE_DIRECT_DATABASE_URL is set without DATABASE_URL: set both, or neither."
+    )
+if DATABASE is None:
+    DATABASE = {
+        "ENGINE": "engine.pgbackend",
+        "NAME": embedded.DATABASE,
+        "USER": embedded.USER,
+        "PASSWORD": "",
+        "HOST": str(embedded.server_for(ENGINE_HOME).socket_folder),
+        "PORT": str(embedded.PORT),
+        "OPTIONS": {},
+    }
+for _database in filter(None, [DATABASE, DIRECT_DATABASE]):
+    _database["OPTIONS"] = {"application_name": "engine", **LIBPQ_TIMEOUTS, **_database["OPTIONS"]}
+if DIRECT_DATABASE is None:
+    DATABASE["OPTIONS"]["options"] = f"{DATABASE['OPTIONS'].get('options', '')} {SESSION_TIMEOUTS}".strip()
+DATABASES = {
+    "default": {
+        "ENGINE": "django.db.backends.postgresql",
+        "CONN_MAX_AGE": 600,
+        "CONN_HEALTH_CHECKS": True,
+        # A pooler may give each statement another connection.
+        "DISABLE_SERVER_SIDE_CURSORS": DIRECT_DATABASE is not None,
+        **DATABASE,
+    }
+}
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
-DATABASES = {"default": {"ENGINE": "django.db.backends.postgresql", "NAME": "x"}}
+USE_TZ = True
+TIME_ZONE = "UTC"
+USE_I18N = False
+
+# --- cache, files, static ---
+
+REDIS_URL = address("REDIS_URL", schemes=["redis", "rediss", "unix"])
+CACHES: dict[str, dict[str, Any]] = {"default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}}
+if REDIS_URL:
+    CACHES["default"] = {"BACKEND": "django.core.cache.backends.redis.RedisCache", "LOCATION": REDIS_URL}
+# Live events do not travel through it (see jobs/hub.py); Channels asks for one nonetheless.
+CHANNEL_LAYERS = {"default": {"BACKEND": "channels.layers.InMemoryChannelLayer"}}
+
+STORAGES: dict[str, dict[str, Any]] = {
+    "default": {
+        "BACKEND": "django.core.files.storage.FileSystemStorage",
+        "OPTIONS": {"location": ENGINE_HOME / "files"},
+    },
+    "artifacts": {
+        "BACKEND": "django.core.files.storage.FileSystemStorage",
+        "OPTIONS": {"location": ENGINE_HOME / "artifacts"},
+    },
+    "staticfiles": {"BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"},
+}
+STATIC_URL = "/static/"
+STATIC_ROOT = ENGINE_HOME / "static"
+STATICFILES_DIRS = [BASE_DIR / "static"]
+# Served from where they lie, so that a fresh checkout needs no collectstatic.
+WHITENOISE_USE_FINDERS = not PRODUCTION
+if PRODUCTION:
+    STORAGES["staticfiles"]["BACKEND"] = "whitenoise.storage.CompressedManifestStaticFilesStorage"
+
+# --- limits on what comes in ---
+
+MEGABYTE = 1024 * 1024
+# The largest body of a request without files.
+ENGINE_MAX_BODY_BYTES = whole("ENGINE_MAX_BODY_BYTES", 2 * MEGABYTE, least=1024)
+# The largest body of a request with files, all files together.
+ENGINE_MAX_UPLOAD_BYTES = whole("ENGINE_MAX_UPLOAD_BYTES", 100 * MEGABYTE, least=1024, most=2**40)
+DATA_UPLOAD_MAX_MEMORY_SIZE = ENGINE_MAX_BODY_BYTES
+FILE_UPLOAD_MAX_MEMORY_SIZE = MEGABYTE  # larger files are spooled to disk
+FILE_UPLOAD_PERMISSIONS = 0o600
+FILE_UPLOAD_DIRECTORY_PERMISSIONS = 0o700
+
+# --- workers and sandboxes ---
+
+# Where agents run: `auto` takes the best isolation that this machine has; `unsafe-subprocess` has none.
+ENGINE_SANDBOX = choice("ENGINE_SANDBOX", "auto", ["auto", "local", "e2b", "unsafe-subprocess"])
+if PRODUCTION and ENGINE_SANDBOX == "unsafe-subprocess":
+    raise ImproperlyConfigured(
+        "ENGINE_SANDBOX=unsafe-subprocess isolates nothing: set local or e2b in production."
+    )
+# Read-only Python runtimes that local sandboxes see.
+ENGINE_RUNTIME_DIR = folder("ENGINE_RUNTIME_DIR", ENGINE_HOME / "runtime")
+# A worker whose heartbeat is older than this has lost its jobs.
+ENGINE_LEASE_SECONDS = seconds("ENGINE_LEASE_SECONDS", 15.0, least=1.0, most=3600)
+ENGINE_HEARTBEAT_SECONDS = seconds("ENGINE_HEARTBEAT_SECONDS", 5.0, least=0.1, most=600)
+if ENGINE_HEARTBEAT_SECONDS * 2 > ENGINE_LEASE_SECONDS:
+    raise ImproperlyConfigured(
+        "ENGINE_HEARTBEAT_SECONDS must be at most half of ENGINE_LEASE_SECONDS, or one late heartbeat loses every job."
+    )
+
+# --- outside services; each is used only if its variable is set ---
+
+E2B_API_KEY = text("E2B_API_KEY")
+OPENAI_API_KEY = text("OPENAI_API_KEY")
+OPENAI_BASE_URL = address("OPENAI_BASE_URL", schemes=["http", "https"])
+
+# --- web ---
+
+REST_FRAMEWORK: dict[str, Any] = {
+    "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
+    "DEFAULT_PARSER_CLASSES": ["rest_framework.parsers.JSONParser"],
+    "DEFAULT_SCHEMA_CLASS": "drf_spectacular.openapi.AutoSchema",
+    "UNAUTHENTICATED_USER": None,
+}
+SPECTACULAR_SETTINGS: dict[str, Any] = {
+    "TITLE": "Engine",
+    "DESCRIPTION": "Finds the right agent for a task, runs it in a sandbox, keeps a human in the loop.",
+    "VERSION": "1",
+    "OAS_VERSION": "3.1.0",
+    "SERVE_INCLUDE_SCHEMA": False,
+    "SWAGGER_UI_DIST": "SIDECAR",
+    "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
+}
+ASGI_APPLICATION = "engine.asgi.application"
+LOGIN_URL = "/admin/login/"
+
+SESSION_COOKIE_HTTPONLY = True
+SESSION_COOKIE_SAMESITE = "Lax"
+X_FRAME_OPTIONS = "DENY"
+SECURE_CONTENT_TYPE_NOSNIFF = True
+SECURE_REFERRER_POLICY = "same-origin"
+if PRODUCTION:
+    # Off only where TLS ends at a proxy that redirects itself.
+    SECURE_SSL_REDIRECT = flag("SECURE_SSL_REDIRECT", default=True)
+    SECURE_HSTS_SECONDS = whole("SECURE_HSTS_SECONDS", 31_536_000)
+    SECURE_HSTS_INCLUDE_SUBDOMAINS = True
+    SECURE_HSTS_PRELOAD = True
+    SESSION_COOKIE_SECURE = True
+    CSRF_COOKIE_SECURE = True
+    # Set it only behind a proxy that overwrites the header: a client could send it too.
+    if flag("ENGINE_BEHIND_TLS_PROXY", default=False):
+        SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
+
+AUTH_PASSWORD_VALIDATORS = [
+    {"NAME": "django.contrib.auth.password_validation.UserAttributeSimilarityValidator"},
+    {"NAME": "django.contrib.auth.password_validation.MinimumLengthValidator", "OPTIONS": {"min_length": 12}},
+    {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
+]
+
+# --- logs ---
+
+LOG_LEVEL = choice("LOG_LEVEL", "INFO", ["DEBUG", "INFO", "WARNING", "ERROR"])
+LOGGING: dict[str, Any] = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s %(message)s"}},
+    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
+    "root": {"handlers": ["stderr"], "level": LOG_LEVEL},
+    "loggers": {"django": {"handlers": [], "level": LOG_LEVEL, "propagate": True}},
+}

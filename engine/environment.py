@@ -1,0 +1,120 @@
+"""Typed, strict readers of the environment. Used by `engine/settings.py` alone."""
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from django.core.exceptions import ImproperlyConfigured
+
+TRUE, FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off"}
+
+
+def malformed(name: str, value: str, fix: str) -> ImproperlyConfigured:
+    """Name the variable and the fix; the value is shown only in part, for it may be a secret pasted askew."""
+    shown = value if len(value) <= 24 else value[:8] + "…"
+    return ImproperlyConfigured(f"{name}={shown!r} cannot be used: {fix}.")
+
+
+def text(name: str, default: str = "") -> str:
+    """The value without surrounding space; empty counts as not set, as in `NAME=` in a .env file."""
+    return os.environ.get(name, "").strip() or default
+
+
+def flag(name: str, *, default: bool) -> bool:
+    """1/true/yes/on or 0/false/no/off, in any case."""
+    value = text(name).lower()
+    if not value:
+        return default
+    if value not in TRUE | FALSE:
+        raise malformed(name, value, "write 1 or 0")
+    return value in TRUE
+
+
+def whole(name: str, default: int, *, least: int = 0, most: int = 2**31) -> int:
+    """A whole number within bounds."""
+    value = text(name)
+    if not value:
+        return default
+    if not re.fullmatch(r"-?\d{1,19}", value, re.ASCII) or not least <= int(value) <= most:
+        raise malformed(name, value, f"write a whole number from {least} to {most}")
+    return int(value)
+
+
+def seconds(name: str, default: float, *, least: float = 0.0, most: float = 10**8) -> float:
+    """A duration in seconds, fractions allowed."""
+    value = text(name)
+    if not value:
+        return default
+    if not re.fullmatch(r"\d{1,12}(\.\d{1,6})?", value, re.ASCII) or not least <= float(value) <= most:
+        raise malformed(name, value, f"write seconds as a number from {least:g} to {most:g}")
+    return float(value)
+
+
+def choice(name: str, default: str, choices: Sequence[str]) -> str:
+    """One of a closed list."""
+    value = text(name, default)
+    if value not in choices:
+        raise malformed(name, value, f"write one of {', '.join(choices)}")
+    return value
+
+
+def names(name: str, default: Sequence[str] = ()) -> list[str]:
+    """A comma-separated list; empty members are dropped."""
+    value = text(name)
+    return [part.strip() for part in value.split(",") if part.strip()] if value else list(default)
+
+
+def folder(name: str, default: Path) -> Path:
+    """An absolute folder; `~` is expanded, and a relative path counts from the repository's root."""
+    value = text(name)
+    if "\0" in value or (value and len(value) > 3000):
+        raise malformed(name, value, "write the path of a folder")
+    path = Path(value).expanduser() if value else default
+    return path if path.is_absolute() else Path(__file__).resolve().parent.parent / path
+
+
+def address(name: str, default: str = "", *, schemes: Sequence[str]) -> str:
+    """A URL with one of `schemes` and a host."""
+    value = text(name, default)
+    if not value:
+        return ""
+    parts = urlsplit(value)
+    if parts.scheme not in schemes or not (parts.netloc or parts.scheme == "unix"):
+        wanted = " or ".join(f"{scheme}://" for scheme in schemes)
+        # Never the value: addresses carry passwords.
+        raise ImproperlyConfigured(f"{name} cannot be used: write a URL that begins with {wanted}.")
+    return value
+
+
+def postgres(name: str) -> dict[str, Any] | None:
+    """A PostgreSQL address as libpq reads it (several hosts and parameters included), or None if not set.
+
+    Read by libpq itself, so that `postgresql://a,b/engine?target_session_attrs=read-write` means what it says.
+    """
+    from psycopg import ProgrammingError
+    from psycopg.conninfo import conninfo_to_dict
+
+    value = text(name)
+    if not value:
+        return None
+    problem = f"{name} cannot be used: write it as postgresql://user:password@host:5432/database."
+    if not value.startswith(("postgresql://", "postgres://")):
+        raise ImproperlyConfigured(problem)
+    try:
+        parts = dict(conninfo_to_dict(value))
+    except ProgrammingError:
+        # libpq's message quotes the address, password included.
+        raise ImproperlyConfigured(problem) from None
+    if not parts.get("dbname"):
+        raise ImproperlyConfigured(f"{name} names no database: {problem}")
+    return {
+        "NAME": str(parts.pop("dbname")),
+        "USER": str(parts.pop("user", "")),
+        "PASSWORD": str(parts.pop("password", "")),
+        "HOST": str(parts.pop("host", "")),
+        "PORT": str(parts.pop("port", "")),
+        "OPTIONS": parts,
+    }
