@@ -1,0 +1,78 @@
+"""What callers of jobs can get wrong."""
+
+from http import HTTPStatus
+
+from engine.errors import Conflict, EngineError, NotFound, ValidationFailed
+
+
+class JobNotFound(NotFound):
+    """No such job, or none that this caller may see."""
+
+    code, title = "job_not_found", "There is no such job"
+
+
+class QuestionNotFound(NotFound):
+    """No such question on this job, or none that this caller may see."""
+
+    code, title = "question_not_found", "There is no such question"
+
+
+class ArtifactNotFound(NotFound):
+    """No such artifact on this job, or none that this caller may see."""
+
+    code, title = "artifact_not_found", "There is no such artifact"
+
+
+class JobAlreadyEnded(Conflict):
+    """The job ended some other way before it could be cancelled."""
+
+    code, title = "job_already_ended", "The job has already ended"
+
+
+class JobNotWaiting(Conflict):
+    """An answer came for a job that has no open question."""
+
+    code, title = "job_not_waiting", "The job has no open question"
+
+
+class SeveralQuestionsOpen(Conflict):
+    """The answer does not say which of several open questions it is for; `questions` lists them."""
+
+    code, title = "several_questions_open", "Several questions are open"
+
+
+class QuestionAlreadyAnswered(Conflict):
+    """Somebody was first; `answered_by`, `answered_via` and `answered_at` say who and when."""
+
+    code, title = "question_already_answered", "The question has been answered already"
+
+
+class QuestionClosed(Conflict):
+    """The question expired, or its job ended, before this answer came."""
+
+    code, title = "question_closed", "The question is closed"
+
+
+class InvalidAnswer(ValidationFailed):
+    """The answer does not fit the question's schema; `errors` points at what is wrong."""
+
+    code, title = "invalid_answer", "The answer does not fit the question"
+
+
+class InvalidInput(ValidationFailed):
+    """The job's input does not fit the agent's input schema."""
+
+    code, title = "invalid_input", "The input does not fit the agent"
+
+
+class FilesTooLarge(EngineError):
+    """A file, or all files of the job together, are over the cap."""
+
+    status, code = HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "files_too_large"
+    title = "The files are too large"
+
+
+class QueueFull(EngineError):
+    """The project has as many unfinished jobs as it may; try again when some are done."""
+
+    status, code, title = HTTPStatus.TOO_MANY_REQUESTS, "queue_full", "The project's queue is full"

@@ -1,0 +1,410 @@
+"""What callers may ask of jobs: submit, cancel, answer, look. One function, one transaction, ORM under a row lock."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from django.db import connection, transaction
+from django.db.models.functions import Now
+
+from agents import discovery
+from agents import services as agents
+from agents.models import AgentVersion
+from apikeys.callers import Caller
+from apikeys.models import Project
+from jobs import answers, queries, wakeups
+from jobs.errors import (
+    InvalidInput,
+    JobAlreadyEnded,
+    JobNotFound,
+    JobNotWaiting,
+    QuestionAlreadyAnswered,
+    QuestionClosed,
+    QuestionNotFound,
+    SeveralQuestionsOpen,
+)
+from jobs.models import InputFile, Job, Question
+from jobs.schemas import faults
+
+# The journal key of the question that a weak match asks; agents' own keys never begin with a dot.
+AGENT_CHOICE_KEY = ".agent"
+NONE_OF_THESE = "none of these"
+
+
+@dataclass(frozen=True)
+class StoredUpload:
+    """A file of a request whose bytes are in storage already."""
+
+    name: str
+    media_type: str
+    size: int
+    sha256: str
+    storage_key: str
+
+
+@dataclass(frozen=True)
+class JobRequest:
+    """What a caller wants done. `task` alone is enough."""
+
+    task: str
+    agent: str | None = None  # slug, or slug@version
+    input: dict[str, Any] = field(default_factory=dict)
+    priority: str = Job.Priority.NORMAL
+    run_at: datetime | None = None
+    timeout_seconds: int | None = None
+    deadline_at: datetime | None = None
+    max_attempts: int = 3
+    queue: str = "default"
+    tags: list[str] = field(default_factory=list)
+    metadata: dict[str, Any] = field(default_factory=dict)
+    webhook_url: str = ""
+    budget: dict[str, Any] | None = None
+    files: Sequence[StoredUpload] = ()
+
+
+@dataclass(frozen=True)
+class _Birth:
+    """How a job begins: its agent, its first state, and why."""
+
+    version: AgentVersion | None
+    status: Job.Status
+    reason: str = ""
+    explanation: dict[str, Any] | None = None
+    candidates: tuple[str, ...] = ()
+
+
+@transaction.atomic
+def submit(request: JobRequest, *, by: Caller, project: Project) -> Job:
+    """Store a job and, unless the caller named one, the agent that discovery picked for it, and why.
+
+    No fitting agent gives a `rejected` job, not an error. Raises AgentNotFound for a named agent that is not there and
+    InvalidInput when `input` does not fit the agent's schema.
+    """
+    birth = _birth(request, by=by, project=project)
+    if birth.version is not None:
+        wrong = faults(request.input, birth.version.input_schema, at="/input")
+        if wrong:
+            raise InvalidInput(f"The input does not fit agent {birth.version.agent.slug}.", errors=wrong)
+    job = _insert(request, birth, by=by, project=project)
+    InputFile.objects.bulk_create(
+        InputFile(
+            job=job,
+            name=upload.name,
+            media_type=upload.media_type,
+            size=upload.size,
+            sha256=upload.sha256,
+            storage_key=upload.storage_key,
+        )
+        for upload in request.files
+    )
+    if job.status == Job.Status.QUEUED:
+        wakeups.queues_filled(job.queue)
+    wakeups.jobs_changed(job.id)
+    return job
+
+
+def _birth(request: JobRequest, *, by: Caller, project: Project) -> _Birth:
+    first = Job.Status.SCHEDULED if request.run_at is not None else Job.Status.QUEUED
+    if request.agent:
+        version = agents.resolve(by, request.agent)
+        return _Birth(version, first, explanation={"decision": "named", "agent": request.agent})
+    found = discovery.discover(by, request.task)
+    explanation = found.as_json()
+    if not found.results:
+        return _Birth(None, Job.Status.REJECTED, "no_match", explanation)
+    if found.decision == "weak_match" and project.on_weak_match == "reject":
+        return _Birth(None, Job.Status.REJECTED, "weak_match", explanation)
+    if found.decision == "weak_match" and project.on_weak_match == "ask":
+        candidates = tuple(result.version.agent.slug for result in found.results)
+        return _Birth(None, Job.Status.WAITING_FOR_INPUT, "question", explanation, candidates)
+    return _Birth(found.results[0].version, first, explanation=explanation)
+
+
+def _insert(request: JobRequest, birth: _Birth, *, by: Caller, project: Project) -> Job:
+    now = database_time()
+    due = max(now, request.run_at) if request.run_at else now
+    job = Job(
+        project=project,
+        agent_version=birth.version,
+        queue=request.queue,
+        task=request.task,
+        input=request.input,
+        status=birth.status,
+        status_reason=birth.reason,
+        priority=request.priority,
+        sort_at=due - timedelta(seconds=Job.CREDIT_SECONDS[request.priority]),
+        run_at=request.run_at,
+        max_attempts=request.max_attempts,
+        timeout_seconds=request.timeout_seconds,
+        deadline_at=request.deadline_at,
+        tags=request.tags,
+        metadata=request.metadata,
+        webhook_url=request.webhook_url,
+        budget=request.budget,
+        discovery=birth.explanation,
+        created_by=by.label,
+        created_by_key=by.key.id if by.key else None,
+        created_at=now,
+        finished_at=now if birth.status == Job.Status.REJECTED else None,
+        error=_rejection(birth) if birth.status == Job.Status.REJECTED else None,
+        last_seq=1,
+    )
+    job.save(force_insert=True)
+    job.last_seq = 0
+    with connection.cursor() as cursor:
+        data = {"reason": birth.reason} if birth.reason else None
+        if birth.candidates:
+            _ask_for_agent(cursor, job, birth.candidates)
+            queries.append_event(cursor, job, "job.waiting", data=data)
+            Job.objects.filter(id=job.id).update(last_seq=job.last_seq)
+        else:
+            queries.append_event(cursor, job, f"job.{birth.status.value}", data=data)
+    return job
+
+
+def _rejection(birth: _Birth) -> dict[str, Any]:
+    nearest = [item["agent"] for item in (birth.explanation or {}).get("nearest", [])]
+    return {
+        "code": birth.reason,
+        "message": "No registered agent fits this task.",
+        "remedy": (
+            f"The nearest are: {', '.join(nearest)}. Name one with `agent`, or register an agent for it."
+        )
+        if nearest
+        else "Register an agent that can do it, then submit the task again.",
+    }
+
+
+def _ask_for_agent(cursor: Any, job: Job, candidates: Sequence[str]) -> None:
+    choices = [*candidates, NONE_OF_THESE]
+    question = Question.objects.create(
+        job=job,
+        project_id=job.project_id,
+        attempt=0,
+        key=AGENT_CHOICE_KEY,
+        kind=Question.Kind.CHOICE,
+        prompt="No agent fits this task well. Which one should do it?",
+        choices=choices,
+        schema={"enum": choices},
+    )
+    data = {"question_id": str(question.id), "key": question.key, "kind": question.kind}
+    queries.append_event(cursor, job, "question.opened", message=question.prompt, data=data)
+
+
+def database_time() -> datetime:
+    """The one clock (I5)."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT statement_timestamp()")
+        now: datetime = cursor.fetchone()[0]
+        return now
+
+
+def get(job_id: UUID, *, by: Caller) -> Job:
+    """A job that this caller may see. Raises JobNotFound."""
+    job = Job.objects.visible_to(by).select_related("agent_version__agent").filter(id=job_id).first()
+    if job is None:
+        raise JobNotFound(job_id=str(job_id))
+    return job
+
+
+def _locked(job_id: UUID, *, by: Caller) -> Job:
+    """The job under its row lock: whoever holds it alone may change a job that is not running."""
+    job = Job.objects.visible_to(by).select_for_update(no_key=True).filter(id=job_id).first()
+    if job is None:
+        raise JobNotFound(job_id=str(job_id))
+    return job
+
+
+@transaction.atomic
+def cancel(job_id: UUID, *, by: Caller) -> Job:
+    """End a job. A running one is told to stop and ends within seconds: until then its status stays `running`.
+
+    Idempotent. Raises JobNotFound, or JobAlreadyEnded when it ended any other way.
+    """
+    job = _locked(job_id, by=by)
+    if job.status == Job.Status.CANCELLED:
+        return job
+    if job.is_final:
+        raise JobAlreadyEnded(f"The job is {job.status}.", job_id=str(job.id), job_status=job.status)
+    if job.cancel_requested_at is None:
+        job.cancel_requested_at = database_time()
+        job.cancel_requested_by = by.label
+    if job.status == Job.Status.RUNNING:
+        # Only its lease holder writes for a running job (I6): it hears this by notify and with each heartbeat.
+        job.save(update_fields=["cancel_requested_at", "cancel_requested_by"])
+        wakeups.cancel_requested(job.id)
+    else:
+        _end(job, Job.Status.CANCELLED, "cancelled", by=by.label)
+    return job
+
+
+def _end(
+    job: Job, status: Job.Status, reason: str, *, error: dict[str, Any] | None = None, by: str = ""
+) -> None:
+    """Give a job that is not running its final state. The caller holds the row lock."""
+    job.status, job.status_reason, job.error = status, reason, error
+    with connection.cursor() as cursor:
+        queries.supersede_questions(cursor, job.id)
+        level = "error" if status == Job.Status.FAILED else "warning"
+        message = str(error["message"]) if error else ""
+        data = {"reason": reason} | ({"by": by} if by else {})
+        queries.append_event(cursor, job, f"job.{status.value}", message=message, level=level, data=data)
+    job.finished_at = database_time()
+    job.save(
+        update_fields=[
+            "status",
+            "status_reason",
+            "error",
+            "last_seq",
+            "finished_at",
+            "cancel_requested_at",
+            "cancel_requested_by",
+        ]
+    )
+    wakeups.jobs_changed(job.id)
+
+
+@transaction.atomic
+def respond(
+    job_id: UUID,
+    *,
+    by: Caller,
+    answer: Any = None,
+    question_id: UUID | None = None,
+    by_question: Mapping[UUID, Any] | None = None,
+) -> Job:
+    """Store a person's answers; the last open question re-queues the job in the same transaction at its old place.
+
+    Give `answer` alone when one question is open, `answer` with `question_id`, or several in `by_question`. All are
+    stored or none. Raises JobNotFound, JobNotWaiting, QuestionNotFound, SeveralQuestionsOpen,
+    QuestionAlreadyAnswered, QuestionClosed and InvalidAnswer.
+    """
+    job = _locked(job_id, by=by)
+    given = dict(by_question or {}) or {_meant(job, question_id): answer}
+    for target, value in given.items():
+        _record_answer(job, target, value, by=by)
+    _resume_if_answered(job)
+    wakeups.jobs_changed(job.id)
+    return job
+
+
+def _meant(job: Job, question_id: UUID | None) -> UUID:
+    """Which question an answer is for."""
+    if question_id is not None:
+        return question_id
+    open_ones = list(job.questions.filter(status=Question.Status.OPEN).order_by("id"))
+    if not open_ones:
+        raise JobNotWaiting(f"The job is {job.status} and has no open question.", **_last_answer(job))
+    if len(open_ones) > 1:
+        raise SeveralQuestionsOpen(
+            "Say which one with `question_id`, or answer several with `answers`.",
+            questions=[{"id": str(item.id), "prompt": item.prompt} for item in open_ones],
+        )
+    return open_ones[0].id
+
+
+def _last_answer(job: Job) -> dict[str, Any]:
+    """Who answered last, for somebody who came too late."""
+    last = job.questions.filter(status=Question.Status.ANSWERED).order_by("-answered_at").first()
+    return {"job_status": job.status} | (_answer_trace(last) if last else {})
+
+
+def _answer_trace(question: Question) -> dict[str, Any]:
+    return {
+        "answered_by": question.answered_by,
+        "answered_via": question.answered_via,
+        "answered_at": question.answered_at.isoformat() if question.answered_at else None,
+    }
+
+
+def _record_answer(job: Job, question_id: UUID, value: Any, *, by: Caller) -> None:
+    question = job.questions.filter(id=question_id).first()
+    if question is None:
+        raise QuestionNotFound(question_id=str(question_id))
+    if question.status == Question.Status.ANSWERED:
+        raise QuestionAlreadyAnswered(f"{question.answered_by} was first.", **_answer_trace(question))
+    if question.status != Question.Status.OPEN:
+        raise QuestionClosed(
+            f"The question is {question.status}; the job is {job.status}.", job_status=job.status
+        )
+    question.answer = answers.checked(question, value)
+    question.status = Question.Status.ANSWERED
+    question.answered_by, question.answered_via = by.label, by.via
+    question.answered_at = database_time()
+    question.save(update_fields=["answer", "status", "answered_by", "answered_via", "answered_at"])
+    data = {
+        "question_id": str(question.id),
+        "key": question.key,
+        "answer": question.answer,
+        "by": by.label,
+        "via": by.via,
+    }
+    with connection.cursor() as cursor:
+        queries.append_event(cursor, job, "question.answered", message=question.prompt, data=data)
+    job.save(update_fields=["last_seq"])
+    if question.key == AGENT_CHOICE_KEY:
+        _take_agent(job, question)
+
+
+def _take_agent(job: Job, question: Question) -> None:
+    """A person said which agent does the job that none fitted well."""
+    if question.answer == NONE_OF_THESE:
+        error = {
+            "code": "no_match",
+            "message": "No registered agent fits this task.",
+            "remedy": "Register one.",
+        }
+        _end(job, Job.Status.FAILED, "no_match", error=error)
+        return
+    staff = Caller(project=job.project, scopes=frozenset())
+    job.agent_version = agents.resolve(staff, str(question.answer))
+    job.save(update_fields=["agent_version"])
+
+
+def _resume_if_answered(job: Job) -> None:
+    """Queue the job again when nothing is open any more; it keeps its sort_at, and so its place."""
+    if (
+        job.status != Job.Status.WAITING_FOR_INPUT
+        or job.questions.filter(status=Question.Status.OPEN).exists()
+    ):
+        return
+    job.status, job.status_reason = Job.Status.QUEUED, "answered"
+    with connection.cursor() as cursor:
+        queries.append_event(cursor, job, "job.queued", data={"reason": "answered"})
+    job.save(update_fields=["status", "status_reason", "last_seq"])
+    wakeups.queues_filled(job.queue)
+
+
+@transaction.atomic
+def expire_question(job_id: UUID, question_id: UUID) -> None:
+    """Close a question whose time is up: its default is taken, or the job fails. Never recorded as anybody's answer."""
+    job = (
+        Job.objects.select_for_update(no_key=True)
+        .filter(id=job_id, status=Job.Status.WAITING_FOR_INPUT)
+        .first()
+    )
+    question = Question.objects.filter(id=question_id, status="open", expires_at__lte=Now()).first()
+    if job is None or question is None:
+        return  # answered, or ended, in the meantime
+    takes_default = question.on_timeout == Question.OnTimeout.DEFAULT
+    question.status = Question.Status.EXPIRED
+    question.answer = question.default if takes_default else None
+    question.save(update_fields=["status", "answer"])
+    with connection.cursor() as cursor:
+        data = {"question_id": str(question.id), "key": question.key, "default_taken": takes_default}
+        queries.append_event(
+            cursor, job, "question.expired", message=question.prompt, level="warning", data=data
+        )
+    job.save(update_fields=["last_seq"])
+    if takes_default:
+        _resume_if_answered(job)
+        wakeups.jobs_changed(job.id)
+    else:
+        error = {
+            "code": "question_expired",
+            "message": f"Nobody answered in time: {question.prompt}",
+            "remedy": "Submit the job again, and answer before the question's time is up.",
+        }
+        _end(job, Job.Status.FAILED, "question_expired", error=error)
