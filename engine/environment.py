@@ -92,7 +92,7 @@ def address(name: str, default: str = "", *, schemes: Sequence[str]) -> str:
 def postgres(name: str) -> dict[str, Any] | None:
     """A PostgreSQL address as libpq reads it (several hosts and parameters included), or None if not set.
 
-    Read by libpq itself, so that `postgresql://a,b/engine?target_session_attrs=read-write` means what it says.
+    Read by libpq itself, so `postgresql://a,b/engine?target_session_attrs=read-write` means what it says.
     """
     from psycopg import ProgrammingError
     from psycopg.conninfo import conninfo_to_dict

@@ -42,7 +42,7 @@ class SecretFile:
             descriptor = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except FileNotFoundError:
             return {}
-        with open(descriptor, encoding="utf-8") as file:
+        with os.fdopen(descriptor, encoding="utf-8") as file:
             if os.fstat(descriptor).st_mode & 0o077:
                 raise ImproperlyConfigured(
                     f"{self.path} can be read by other users: run chmod 600 {self.path}."
@@ -57,7 +57,7 @@ class SecretFile:
         new = self.path.with_name(self.path.name + ".new")
         new.unlink(missing_ok=True)
         descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with open(descriptor, "w", encoding="utf-8") as file:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             json.dump(secrets, file, indent=2)
             file.flush()
             os.fsync(descriptor)

@@ -28,7 +28,7 @@ PORT = whole("PORT", 8000, least=1, most=65535)
 ENGINE_PUBLIC_URL = address(
     "ENGINE_PUBLIC_URL", f"http://127.0.0.1:{PORT}", schemes=["http", "https"]
 ).rstrip("/")
-# Requests that are handled at once in one web process, each by a thread with a database connection of its own.
+# Requests handled at once in one web process, each by a thread with a database connection of its own.
 ENGINE_WEB_THREADS = whole("ENGINE_WEB_THREADS", 8, least=1, most=200)
 # After SIGTERM, requests in progress get this long to finish.
 ENGINE_DRAIN_SECONDS = seconds("ENGINE_DRAIN_SECONDS", 20.0)
@@ -39,8 +39,8 @@ if PRODUCTION and DEBUG:
 SECRET_KEY = text("SECRET_KEY")
 if PRODUCTION and len(SECRET_KEY) < 50:
     raise ImproperlyConfigured(
-        "SECRET_KEY must be set where ENGINE_ENV=production, the same in every process and at least 50 characters "
-        "long: python3 -c 'import secrets; print(secrets.token_urlsafe(50))' makes one."
+        "SECRET_KEY must be set where ENGINE_ENV=production, the same in every process and at least 50 "
+        "characters long: python3 -c 'import secrets; print(secrets.token_urlsafe(50))' makes one."
     )
 if not SECRET_KEY:
     SECRET_KEY = SECRETS.get_or_create("SECRET_KEY", lambda: secrets.token_urlsafe(50))
@@ -98,7 +98,7 @@ TEMPLATES: list[dict[str, Any]] = [
 
 # --- database ---
 
-# Libpq gives up on a host after 5 s, and on a silent peer after 20 s; a transaction may not idle, nor wait for a lock.
+# Give up on a host after 5 s, on a silent peer after 20 s; a transaction may neither idle nor wait for long.
 LIBPQ_TIMEOUTS = {
     "connect_timeout": 5,
     "tcp_user_timeout": 20_000,
@@ -109,7 +109,7 @@ LIBPQ_TIMEOUTS = {
 SESSION_TIMEOUTS = "-c lock_timeout=2000 -c idle_in_transaction_session_timeout=10000"
 # None: the embedded server. Its address is known before it runs, so nothing starts here.
 DATABASE = postgres("DATABASE_URL")
-# Around a pooler (PgBouncer in transaction mode) that DATABASE_URL names: for LISTEN, and for locks that outlive a statement.
+# Past the pooler that DATABASE_URL names (PgBouncer in transaction mode): LISTEN needs a session of its own.
 DIRECT_DATABASE = postgres("ENGINE_DIRECT_DATABASE_URL")
 if DIRECT_DATABASE is not None and DATABASE is None:
     raise ImproperlyConfigured(
@@ -199,7 +199,7 @@ ENGINE_LEASE_SECONDS = seconds("ENGINE_LEASE_SECONDS", 15.0, least=1.0, most=360
 ENGINE_HEARTBEAT_SECONDS = seconds("ENGINE_HEARTBEAT_SECONDS", 5.0, least=0.1, most=600)
 if ENGINE_HEARTBEAT_SECONDS * 2 > ENGINE_LEASE_SECONDS:
     raise ImproperlyConfigured(
-        "ENGINE_HEARTBEAT_SECONDS must be at most half of ENGINE_LEASE_SECONDS, or one late heartbeat loses every job."
+        "ENGINE_HEARTBEAT_SECONDS must be at most half of ENGINE_LEASE_SECONDS, or one late heartbeat loses all."
     )
 
 # --- outside services; each is used only if its variable is set ---
