@@ -1,0 +1,31 @@
+"""What every serializer of a request body inherits."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rest_framework import serializers
+from rest_framework.exceptions import ErrorDetail, ValidationError
+
+
+class StrictSerializer(serializers.Serializer[Any]):
+    """Refuses members it does not know: a misspelled option must not be silently without effect."""
+
+    def to_internal_value(self, data: Any) -> Any:
+        """As REST framework does it, with unknown members reported beside the other errors."""
+        unknown: dict[str, list[ErrorDetail]] = {}
+        if isinstance(data, Mapping):
+            known = {name for name, field in self.fields.items() if not field.read_only}
+            unknown = {
+                name: [ErrorDetail("There is no such field", code="unknown_field")]
+                for name in map(str, data)
+                if name not in known
+            }
+        try:
+            value = super().to_internal_value(data)
+        except ValidationError as exc:
+            if isinstance(exc.detail, dict):
+                raise ValidationError({**exc.detail, **unknown}) from exc
+            raise
+        if unknown:
+            raise ValidationError(unknown)
+        return value
