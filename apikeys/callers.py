@@ -1,6 +1,5 @@
 """Who asks: the one value that services take to decide what may be seen and done."""
 
-from collections.abc import Set
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -11,7 +10,7 @@ from apikeys.models import ApiKey, Project
 from apikeys.scopes import Scope, agent_of, holds, run_scope
 
 if TYPE_CHECKING:
-    from django.contrib.auth.models import AbstractBaseUser, AnonymousUser, PermissionsMixin
+    from django.contrib.auth.models import AbstractUser, AnonymousUser
     from rest_framework.request import Request
 
 # What a member of staff who is no superuser may do, by the permissions Django's admin gives out.
@@ -33,7 +32,7 @@ class Caller:
 
     # None: staff, who see every project.
     project: Project | None
-    scopes: Set[str]
+    scopes: frozenset[str]
     key: ApiKey | None = None
     # Set for staff.
     user_name: str = ""
@@ -76,9 +75,9 @@ def caller(request: "Request") -> Caller:
     raise NotAuthenticated
 
 
-def staff_caller(user: "AbstractBaseUser | AnonymousUser | PermissionsMixin") -> Caller:
-    """A member of staff in the dashboard, who sees every project. Raises PermissionDenied for anybody else."""
-    if not (user.is_active and getattr(user, "is_staff", False)):
+def staff_caller(user: "AbstractUser | AnonymousUser") -> Caller:
+    """A member of staff in the dashboard, who sees every project. PermissionDenied for anybody else."""
+    if not (user.is_active and user.is_staff):
         raise PermissionDenied
     if user.is_superuser:
         scopes = frozenset[str]({Scope.ADMIN})

@@ -32,6 +32,7 @@ PROJECT_SCOPES = (
     Scope.ADMIN_KEYS,
 )
 
+_NAMES = frozenset(scope.value for scope in Scope)
 _RUN = re.compile(r"agents:([a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?):run")
 
 
@@ -48,11 +49,11 @@ def agent_of(scope: str) -> str | None:
 
 def is_scope(text: str) -> bool:
     """Whether this is a scope at all."""
-    return text in Scope or agent_of(text) is not None
+    return text in _NAMES or agent_of(text) is not None
 
 
 def holds(held: Collection[str], wanted: str) -> bool:
-    """Whether a holder of `held` has the right `wanted`: by name, as admin, or as one who may run every agent."""
+    """Whether `held` gives the right `wanted`: by name, as admin, or because it runs every agent."""
     if wanted in held or Scope.ADMIN in held:
         return True
     return agent_of(wanted) is not None and Scope.JOBS_WRITE in held

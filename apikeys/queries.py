@@ -1,0 +1,117 @@
+"""The SQL that every request pays for."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from django.db import connection
+
+from apikeys.models import IdempotencyRecord
+
+KEPT_SECONDS = IdempotencyRecord.KEPT_FOR.total_seconds()
+
+# One statement, exact over all processes by the row's lock. A fixed window, which starts with its first
+# request: at the edge of two windows twice the limit can pass. Compared with the row's own start, not with a
+# grid, because a waiter's statement_timestamp() may be older than the start that the lock's holder has set.
+# Counting stops one above the limit, so that a lowered limit or a long siege overflows nothing.
+COUNT_REQUEST = """
+INSERT INTO apikeys_ratecounter AS counter (subject, seconds, started_at, used)
+VALUES (%(subject)s, %(seconds)s, statement_timestamp(), 1)
+ON CONFLICT (subject, seconds) DO UPDATE
+   SET (started_at, used) = (
+       SELECT CASE WHEN over THEN excluded.started_at ELSE counter.started_at END,
+              CASE WHEN over THEN 1 ELSE least(counter.used, %(limit)s) + 1 END
+         FROM (SELECT excluded.started_at >= counter.started_at + make_interval(secs => counter.seconds)) AS _ (over)
+   )
+RETURNING used, started_at + make_interval(secs => seconds),
+          extract(epoch FROM started_at + make_interval(secs => seconds) - statement_timestamp())
+"""
+
+# A live record of the same key makes this wait for its transaction, and then insert nothing. One that has
+# outlived its promise is taken over.
+CLAIM_IDEMPOTENCY_KEY = """
+INSERT INTO apikeys_idempotencyrecord AS record
+       (project_id, key, method, path, request_hash, scopes, headers, body, created_at)
+VALUES (%(project_id)s, %(key)s, %(method)s, %(path)s, %(request_hash)s, '[]', '{}', '', statement_timestamp())
+ON CONFLICT (project_id, key) DO UPDATE
+   SET method = excluded.method, path = excluded.path, request_hash = excluded.request_hash,
+       created_at = excluded.created_at, status = NULL
+ WHERE record.created_at < statement_timestamp() - make_interval(secs => %(kept_seconds)s)
+RETURNING id
+"""
+
+TOUCH_KEY = """
+UPDATE apikeys_apikey SET last_used_at = statement_timestamp()
+ WHERE id = %s AND (last_used_at IS NULL OR last_used_at < statement_timestamp() - interval '1 minute')
+"""
+
+# Bounded, so that a backlog never holds a lock for long.
+SWEEP_IDEMPOTENCY = """
+DELETE FROM apikeys_idempotencyrecord WHERE id IN (
+    SELECT id FROM apikeys_idempotencyrecord
+     WHERE created_at < statement_timestamp() - make_interval(secs => %(kept_seconds)s)
+     ORDER BY created_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED)
+"""
+SWEEP_COUNTERS = """
+DELETE FROM apikeys_ratecounter WHERE (subject, seconds) IN (
+    SELECT subject, seconds FROM apikeys_ratecounter
+     WHERE started_at + make_interval(secs => seconds) < statement_timestamp() - interval '1 day'
+     LIMIT %(limit)s FOR UPDATE SKIP LOCKED)
+"""
+
+
+@dataclass(frozen=True)
+class Count:
+    """How far one window of one subject is used up."""
+
+    limit: int
+    # The window's length.
+    seconds: int
+    # Requests so far, this one included; at most one above the limit.
+    used: int
+    resets_at: datetime
+    # Seconds until then, by the database's clock.
+    resets_in: float
+
+    @property
+    def is_over(self) -> bool:
+        """Whether this request is one too many."""
+        return self.used > self.limit
+
+    @property
+    def remaining(self) -> int:
+        """Requests that the window still lets through."""
+        return max(0, self.limit - self.used)
+
+
+def count_request(subject: str, *, limit: int, seconds: int) -> Count:
+    """Count one request of `subject` in its window of `seconds`. Call it outside transactions: it locks a row."""
+    with connection.cursor() as cursor:
+        cursor.execute(COUNT_REQUEST, {"subject": subject, "seconds": seconds, "limit": limit})
+        used, resets_at, resets_in = cursor.fetchone()
+    return Count(limit, seconds, used, resets_at, float(resets_in))
+
+
+def claim_idempotency_key(**fields: Any) -> int | None:
+    """The new record's id, or None where a live record of the key exists; waits for one that is being made."""
+    with connection.cursor() as cursor:
+        cursor.execute(CLAIM_IDEMPOTENCY_KEY, {**fields, "kept_seconds": KEPT_SECONDS})
+        row = cursor.fetchone()
+    return row[0] if row else None
+
+
+def touch_key(key_id: UUID) -> None:
+    """Note that the key was used, unless that was noted less than a minute ago."""
+    with connection.cursor() as cursor:
+        cursor.execute(TOUCH_KEY, [key_id])
+
+
+def sweep(*, limit: int) -> int:
+    """Delete up to `limit` idempotency records and as many counters that have had their time."""
+    with connection.cursor() as cursor:
+        cursor.execute(SWEEP_IDEMPOTENCY, {"kept_seconds": KEPT_SECONDS, "limit": limit})
+        records: int = cursor.rowcount
+        cursor.execute(SWEEP_COUNTERS, {"limit": limit})
+        counters: int = cursor.rowcount
+    return records + counters
