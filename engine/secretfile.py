@@ -76,7 +76,11 @@ class SecretFile:
 
 
 def make_private(folder: Path) -> None:
-    """Make the folder if it is missing, for its owner alone; one that exists keeps its mode."""
-    if not folder.is_dir():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        folder.mkdir(mode=0o700, exist_ok=True)
+    """Make the folder and what is missing above it, for their owner alone; what exists keeps its mode."""
+    try:
+        for missing in reversed([path for path in (folder, *folder.parents) if not path.is_dir()]):
+            missing.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise ImproperlyConfigured(
+            f"{folder} cannot be made ({error.strerror}): set ENGINE_HOME to a folder that this user may write."
+        ) from error

@@ -9,7 +9,8 @@ from django.core.exceptions import ImproperlyConfigured
 
 from engine import embedded
 from engine.environment import address, choice, flag, folder, names, postgres, seconds, text, whole
-from engine.secretfile import SecretFile
+from engine.rest import REST_FRAMEWORK  # noqa: F401, a setting
+from engine.secretfile import SecretFile, make_private
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 environ.Env.read_env(BASE_DIR / ".env")  # variables that are set already win
@@ -28,10 +29,15 @@ PORT = whole("PORT", 8000, least=1, most=65535)
 ENGINE_PUBLIC_URL = address(
     "ENGINE_PUBLIC_URL", f"http://127.0.0.1:{PORT}", schemes=["http", "https"]
 ).rstrip("/")
+# Proxies in front, each of which appends to X-Forwarded-For and overwrites X-Forwarded-Proto. 0: those are ignored.
+ENGINE_PROXY_HOPS = whole("ENGINE_PROXY_HOPS", 0, most=10)
 # Requests handled at once in one web process, each by a thread with a database connection of its own.
 ENGINE_WEB_THREADS = whole("ENGINE_WEB_THREADS", 8, least=1, most=200)
 # After SIGTERM, requests in progress get this long to finish.
 ENGINE_DRAIN_SECONDS = seconds("ENGINE_DRAIN_SECONDS", 20.0)
+
+# Called once in each web process before it serves, by dotted name.
+ENGINE_WARM_UP: list[str] = []
 
 DEBUG = flag("DEBUG", default=False)
 if PRODUCTION and DEBUG:
@@ -70,6 +76,11 @@ INSTALLED_APPS = [
     "channels",
 ]
 MIDDLEWARE = [
+    "engine.middleware.RequestIdMiddleware",
+    "engine.health.HealthMiddleware",
+    "engine.middleware.SecurityHeadersMiddleware",
+    "engine.problems.ProblemsMiddleware",
+    "apikeys.throttling.rate_headers",
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
@@ -165,7 +176,8 @@ STORAGES: dict[str, dict[str, Any]] = {
     "staticfiles": {"BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"},
 }
 STATIC_URL = "/static/"
-STATIC_ROOT = ENGINE_HOME / "static"
+STATIC_ROOT = ENGINE_HOME / "static"  # filled by collectstatic, which production needs
+make_private(STATIC_ROOT)
 STATICFILES_DIRS = [BASE_DIR / "static"]
 # Served from where they lie, so that a fresh checkout needs no collectstatic.
 WHITENOISE_USE_FINDERS = not PRODUCTION
@@ -179,8 +191,15 @@ MEGABYTE = 1024 * 1024
 ENGINE_MAX_BODY_BYTES = whole("ENGINE_MAX_BODY_BYTES", 2 * MEGABYTE, least=1024)
 # The largest body of a request with files, all files together.
 ENGINE_MAX_UPLOAD_BYTES = whole("ENGINE_MAX_UPLOAD_BYTES", 100 * MEGABYTE, least=1024, most=2**40)
+# What one JSON body may hold: levels of nesting, members of all objects, items of all arrays, characters a string.
+ENGINE_JSON_MAX_DEPTH = whole("ENGINE_JSON_MAX_DEPTH", 32, least=4, most=200)
+ENGINE_JSON_MAX_KEYS = whole("ENGINE_JSON_MAX_KEYS", 10_000, least=100)
+ENGINE_JSON_MAX_ITEMS = whole("ENGINE_JSON_MAX_ITEMS", 100_000, least=100)
+ENGINE_JSON_MAX_STRING = whole("ENGINE_JSON_MAX_STRING", 1_000_000, least=1000)
 DATA_UPLOAD_MAX_MEMORY_SIZE = ENGINE_MAX_BODY_BYTES
 FILE_UPLOAD_MAX_MEMORY_SIZE = MEGABYTE  # larger files are spooled to disk
+FILE_UPLOAD_TEMP_DIR = ENGINE_HOME / "tmp"
+make_private(FILE_UPLOAD_TEMP_DIR)
 FILE_UPLOAD_PERMISSIONS = 0o600
 FILE_UPLOAD_DIRECTORY_PERMISSIONS = 0o700
 
@@ -210,12 +229,6 @@ OPENAI_BASE_URL = address("OPENAI_BASE_URL", schemes=["http", "https"])
 
 # --- web ---
 
-REST_FRAMEWORK: dict[str, Any] = {
-    "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
-    "DEFAULT_PARSER_CLASSES": ["rest_framework.parsers.JSONParser"],
-    "DEFAULT_SCHEMA_CLASS": "drf_spectacular.openapi.AutoSchema",
-    "UNAUTHENTICATED_USER": None,
-}
 SPECTACULAR_SETTINGS: dict[str, Any] = {
     "TITLE": "Engine",
     "DESCRIPTION": "Finds the right agent for a task, runs it in a sandbox, keeps a human in the loop.",
@@ -241,8 +254,7 @@ if PRODUCTION:
     SECURE_HSTS_PRELOAD = True
     SESSION_COOKIE_SECURE = True
     CSRF_COOKIE_SECURE = True
-    # Set it only behind a proxy that overwrites the header: a client could send it too.
-    if flag("ENGINE_BEHIND_TLS_PROXY", default=False):
+    if ENGINE_PROXY_HOPS:
         SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
 
 AUTH_PASSWORD_VALIDATORS = [
@@ -257,8 +269,18 @@ LOG_LEVEL = choice("LOG_LEVEL", "INFO", ["DEBUG", "INFO", "WARNING", "ERROR"])
 LOGGING: dict[str, Any] = {
     "version": 1,
     "disable_existing_loggers": False,
-    "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s %(message)s"}},
-    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
+    "filters": {"fields": {"()": "engine.logs.AddFields"}},
+    "formatters": {
+        "line": {
+            "()": "engine.logs.OneLine",
+            "format": "%(asctime)s %(levelname)s %(name)s %(message)s%(fields)s",
+        }
+    },
+    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line", "filters": ["fields"]}},
     "root": {"handlers": ["stderr"], "level": LOG_LEVEL},
-    "loggers": {"django": {"handlers": [], "level": LOG_LEVEL, "propagate": True}},
+    "loggers": {
+        "django": {"handlers": [], "level": LOG_LEVEL, "propagate": True},
+        "django.request": {"level": "ERROR"},  # what a client did wrong stands in the access line
+        "daphne": {"level": "WARNING"},
+    },
 }

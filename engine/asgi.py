@@ -1,0 +1,114 @@
+"""The ASGI application: HTTP over the bridge or, where it waits or streams, asynchronous; WebSockets by Channels."""
+
+import asyncio
+import logging
+import os
+import time
+
+from django.core.wsgi import get_wsgi_application
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "engine.settings")
+django_wsgi = get_wsgi_application()  # sets Django up; the imports below need it
+
+from channels.auth import AuthMiddlewareStack  # noqa: E402
+from channels.routing import URLRouter  # noqa: E402
+from django.conf import settings  # noqa: E402
+
+from engine.bridge import (  # noqa: E402
+    ASGIApplication,
+    Bridge,
+    ClientGone,
+    Message,
+    Receive,
+    Scope,
+    Send,
+    take_body,
+)
+from engine.logs import log_fields  # noqa: E402
+from engine.middleware import REQUEST_ID_HEADER, request_id  # noqa: E402
+from engine.origins import OriginCheck  # noqa: E402
+from engine.proxies import client_address  # noqa: E402
+from engine.routing import WEBSOCKET_ROUTES, async_app_for  # noqa: E402
+
+ID_HEADER = REQUEST_ID_HEADER.lower().encode()
+access = logging.getLogger("engine.access")
+
+bridge = Bridge(django_wsgi, threads=settings.ENGINE_WEB_THREADS)
+websockets: ASGIApplication = OriginCheck(AuthMiddlewareStack(URLRouter(WEBSOCKET_ROUTES)))
+
+
+async def application(scope: Scope, receive: Receive, send: Send) -> None:
+    """Give the request its id, and to whoever answers such requests."""
+    if scope["type"] == "lifespan":
+        return
+    given = request_id(dict(scope["headers"]).get(ID_HEADER, b"").decode("latin-1"))
+    scope["headers"] = [pair for pair in scope["headers"] if pair[0] != ID_HEADER]
+    scope["headers"].append((ID_HEADER, given.encode()))
+    scope["request_id"] = given
+    scope["client"] = client_address(scope)
+    with log_fields(request=given):
+        if scope["type"] == "websocket":
+            await websockets(scope, receive, send)
+        else:
+            await answer(scope, receive, Reporter(scope, send))
+
+
+async def answer(scope: Scope, receive: Receive, reporter: "Reporter") -> None:
+    """Answer one HTTP request. A stream that is cancelled because the server stops ends as a whole response."""
+    app = async_app_for(scope)
+    try:
+        if app is None:
+            await bridge(scope, receive, reporter)
+        else:
+            await app(scope, await replayed(scope, receive), reporter)
+    except ClientGone:
+        reporter.status = 499  # as nginx counts them; nobody receives it
+    except asyncio.CancelledError:
+        await reporter.finish()
+        raise
+    finally:
+        reporter.log()
+
+
+class Reporter:
+    """Sends on what an application answers, with the request's id, and logs one line for it."""
+
+    def __init__(self, scope: Scope, send: Send) -> None:
+        self.scope, self.send = scope, send
+        self.status = 0
+        self.open = False
+        self.started = time.monotonic()
+
+    async def __call__(self, message: Message) -> None:
+        """ASGI's `send`."""
+        if message["type"] == "http.response.start":
+            self.status, self.open = message["status"], True
+            headers = list(message.get("headers", []))
+            if not any(name.lower() == ID_HEADER for name, _ in headers):
+                headers.append((ID_HEADER, self.scope["request_id"].encode()))
+            message = {**message, "headers": headers}
+        elif message["type"] == "http.response.body":
+            self.open = message.get("more_body", False)
+        await self.send(message)
+
+    async def finish(self) -> None:
+        """End a response that has begun."""
+        if self.open:
+            await self({"type": "http.response.body", "body": b"", "more_body": False})
+
+    def log(self) -> None:
+        """One line: method, path, status, milliseconds. No query string: it may hold what is not ours to keep."""
+        took = (time.monotonic() - self.started) * 1000
+        access.info("%s %s %s %.1f ms", self.scope["method"], self.scope["path"], self.status or "-", took)
+
+
+async def replayed(scope: Scope, receive: Receive) -> Receive:
+    """A `receive` that yields the body where our server handed it over as a file (see engine.bridge.BODY)."""
+    body = await take_body(scope, receive)
+    with body:
+        whole: list[Message] = [{"type": "http.request", "body": body.read(), "more_body": False}]
+
+    async def receive_body_first() -> Message:
+        return whole.pop() if whole else await receive()
+
+    return receive_body_first

@@ -1,0 +1,98 @@
+"""Whether this process lives, and whether Engine can run jobs."""
+
+import functools
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import Any, TypedDict
+
+from django.db import DatabaseError, InterfaceError, connection
+from django.db.migrations.executor import MigrationExecutor
+from django.db.models.functions import Now
+from django.http import HttpRequest, HttpResponseBase, JsonResponse
+
+from jobs.models import Worker
+
+
+class Part(TypedDict, total=False):
+    """One part's state; `detail` and `remedy` are there when it is not well."""
+
+    ok: bool
+    detail: str
+    remedy: str
+
+
+class HealthMiddleware:
+    """Answers `/health/live` and `/health/ready` before hosts, TLS redirects and sessions are looked at.
+
+    A probe calls a container by its address, which is no host of ours.
+    """
+
+    def __init__(self, get_response: Callable[[HttpRequest], HttpResponseBase]) -> None:
+        self.get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponseBase:
+        """Answer a probe, or pass the request on."""
+        if not request.path_info.startswith("/health/") or request.method not in ("GET", "HEAD"):
+            return self.get_response(request)
+        match request.path_info:
+            case "/health/live":
+                return answer({})
+            case "/health/ready":
+                return answer(readiness())
+            case _:
+                return self.get_response(request)
+
+
+def answer(parts: dict[str, Part]) -> JsonResponse:
+    """200 with the parts if all are well, else 503."""
+    ready = all(part["ok"] for part in parts.values())
+    body: dict[str, Any] = {"status": "ok" if ready else "unavailable", "parts": parts}
+    response = JsonResponse(body, status=HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE)
+    response["Cache-Control"] = "no-store"
+    response._has_been_logged = True  # type: ignore[attr-defined]  # Django's flag: a probe each second is no news
+    return response
+
+
+def readiness() -> dict[str, Part]:
+    """The parts that a job needs, each asked now. Answers fast: no part after the first that fails is asked."""
+    parts: dict[str, Part] = {}
+    for name, ask in (("database", database), ("migrations", migrations), ("workers", workers)):
+        try:
+            parts[name] = ask()
+        except (DatabaseError, InterfaceError) as error:
+            parts[name] = {"ok": False, "detail": type(error).__name__, "remedy": "Start PostgreSQL."}
+        if not parts[name]["ok"]:
+            break
+    return parts
+
+
+def database() -> Part:
+    """Whether the database answers."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT 1")
+    return {"ok": True}
+
+
+def migrations() -> Part:
+    """Whether the database has every table that this release needs."""
+    if _migrated():
+        return {"ok": True}
+    _migrated.cache_clear()  # ask again next time; only a yes lasts
+    return {"ok": False, "detail": "Migrations are missing.", "remedy": "Run manage.py migrate."}
+
+
+@functools.cache
+def _migrated() -> bool:
+    executor = MigrationExecutor(connection)
+    return not executor.migration_plan(executor.loader.graph.leaf_nodes())
+
+
+def workers() -> Part:
+    """Whether at least one live worker has a sandbox that works."""
+    alive = Worker.objects.filter(lease_until__gt=Now(), stopped_at=None)
+    if alive.filter(can_run=True).exists():
+        return {"ok": True}
+    if alive.exists():
+        detail = "No live worker has a sandbox that works."
+        return {"ok": False, "detail": detail, "remedy": "Run manage.py doctor."}
+    return {"ok": False, "detail": "No live worker.", "remedy": "Run manage.py runworker."}

@@ -1,0 +1,37 @@
+"""What every log line carries beside its message: the request, job, attempt or worker it belongs to."""
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from types import MappingProxyType
+
+_fields: ContextVar[Mapping[str, str]] = ContextVar("log_fields", default=MappingProxyType({}))
+
+
+@contextmanager
+def log_fields(**fields: object) -> Iterator[None]:
+    """Add these to each line logged inside the block, in this thread or task: `log_fields(job=job.id)`."""
+    token = _fields.set({**_fields.get(), **{name: str(value) for name, value in fields.items()}})
+    try:
+        yield
+    finally:
+        _fields.reset(token)
+
+
+class AddFields(logging.Filter):
+    """Give each record a `fields` attribute for the formatter; lines of text stay one line each."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Keep every record."""
+        record.fields = "".join(f" {name}={value}" for name, value in _fields.get().items())
+        return True
+
+
+class OneLine(logging.Formatter):
+    """A record as one line, so that no text from outside can pass for a line of ours (tracebacks excepted)."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """The formatted line with control characters made visible."""
+        line = super().formatMessage(record)
+        return line if line.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
