@@ -1,0 +1,122 @@
+"""What an attempt is given, and the pen it writes with. The worker provides both (`loading.py`, `recorder.py`)."""
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+from uuid import UUID
+
+from jobs.execution.outcomes import StepBegin, StepEnd, StoredArtifact, StoredFile
+
+
+class LeaseLostError(Exception):
+    """The fence refused a write: this attempt no longer holds its job."""
+
+
+@dataclass(frozen=True)
+class AgentSpec:
+    """The version of an agent that a job is pinned to."""
+
+    agent_id: UUID
+    slug: str
+    number: int
+    kind: str  # python | llm | noop
+    source: Mapping[str, str]  # file name -> text; agent.py holds main(task, inputs)
+    requirements: tuple[str, ...] = ()
+    limits: Mapping[str, Any] = field(default_factory=dict)  # names of sandboxes.base.Limits
+    output_schema: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """A file handed to the job, its bytes in storage."""
+
+    name: str
+    storage_key: str
+    size: int
+    sha256: str
+    media_type: str
+
+
+@dataclass(frozen=True)
+class JournalStep:
+    """An entry that an earlier attempt wrote. `result` is `StepEnd.result`, None until it ended."""
+
+    key: str
+    kind: str  # step | ask | value
+    signature: str
+    once: bool = False
+    ended: bool = False
+    result: dict[str, Any] | None = None
+    files: tuple[StoredFile, ...] = ()
+    deleted: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Journal:
+    """All that earlier attempts made durable: entries in the order of their beginning, answers by question key."""
+
+    steps: tuple[JournalStep, ...] = ()
+    answers: Mapping[str, Any] = field(default_factory=dict)  # defaults of expired questions included
+
+
+@dataclass(frozen=True)
+class ClaimedJob:
+    """A job as one attempt of it sees it."""
+
+    id: UUID
+    project_id: UUID
+    attempt: int
+    task: str
+    input: Mapping[str, Any]
+    agent: AgentSpec
+    files: tuple[InputFile, ...] = ()
+    journal: Journal = Journal()
+    # The source of the agent's chance and idempotency keys: the same in every attempt, and in a job that continues
+    # this one from its checkpoint. Empty: made from the id.
+    seed: str = ""
+    timeout_seconds: int | None = None  # wall time of this attempt, where the job sets its own
+    logged_lines: int = 0  # by earlier attempts: caps hold per job
+    logged_bytes: int = 0
+
+
+@dataclass
+class AttemptControl:
+    """What the worker asks of a running attempt."""
+
+    cancel: asyncio.Event = field(default_factory=asyncio.Event)
+    hand_back: asyncio.Event = field(default_factory=asyncio.Event)  # at the next step boundary
+    lease_lost: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class Recorder(Protocol):
+    """The fenced pen of one attempt. It stores in the order of the calls; awaited methods raise LeaseLostError."""
+
+    def event(
+        self,
+        type: str,
+        *,
+        message: str = "",
+        level: str = "info",
+        source: str = "system",
+        data: dict[str, Any] | None = None,
+    ) -> None:
+        """Number and queue one event."""
+
+    def progress(self, fraction: float | None, message: str) -> None:
+        """Keep the latest progress."""
+
+    def opened(self, sandbox: str) -> None:
+        """Note which sandbox the attempt runs in, as `provider:ref`."""
+
+    async def ready(self) -> None:
+        """Wait while too much is unwritten."""
+
+    async def begin_step(self, step: StepBegin) -> None:
+        """Durable on return."""
+
+    async def end_step(self, step: StepEnd) -> None:
+        """Durable on return."""
+
+    async def add_artifact(self, artifact: StoredArtifact) -> None:
+        """Durable on return."""
