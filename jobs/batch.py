@@ -16,7 +16,8 @@ from django.db import connection, transaction
 from django.db.backends.utils import CursorWrapper
 from uuid_utils.compat import uuid7
 
-from jobs.models import Attempt, Job, MinuteStat, Question
+from jobs.execution.outcomes import QuestionSpec
+from jobs.models import Attempt, Job, MinuteStat
 from jobs.queries import lock_lease
 
 AttemptKey = tuple[UUID, int]  # (job, attempt)
@@ -91,23 +92,6 @@ class SandboxRow:
 
 
 @dataclass(frozen=True, slots=True)
-class NewQuestion:
-    """A question that comes to exist in the transaction that makes its job wait."""
-
-    key: str
-    kind: str
-    prompt: str
-    schema: dict[str, Any]
-    choices: list[str] | None = None
-    details: dict[str, Any] = field(default_factory=dict)
-    has_default: bool = False
-    default: Any = None
-    assignees: list[str] = field(default_factory=list)
-    expires_in: timedelta | None = None
-    on_timeout: str = Question.OnTimeout.WAIT
-
-
-@dataclass(frozen=True, slots=True)
 class Settlement:
     """How one attempt ended and where its job goes from there."""
 
@@ -128,7 +112,8 @@ class Settlement:
     error: dict[str, Any] | None = None  # of the attempt; of the job too when it fails for good
     retry_after: timedelta | None = None  # for scheduled
     counts_as_failure: bool = False
-    questions: tuple[NewQuestion, ...] = ()
+    losses: int = 0  # the job's new lost_count
+    questions: tuple[QuestionSpec, ...] = ()
 
 
 @dataclass
@@ -359,7 +344,8 @@ def _update_jobs(cursor: CursorWrapper, worker_id: UUID, batch: Batch) -> None:
         rows = list(batch.progress.values())
         cursor.execute(
             """
-            UPDATE jobs_job AS job SET progress = coalesce(given.fraction, job.progress), progress_message = given.message
+            UPDATE jobs_job AS job
+               SET progress = coalesce(given.fraction, job.progress), progress_message = given.message
               FROM unnest(%(jobs)s::uuid[], %(attempts)s::int[], %(fractions)s::float8[], %(messages)s::text[])
                    AS given(job_id, attempt, fraction, message)
              WHERE job.id = given.job_id AND job.attempt = given.attempt AND job.worker_id = %(worker_id)s
@@ -465,9 +451,9 @@ def _decide(row: Settlement, cancel_requested: bool) -> _Decided:
 
 def _insert_questions(
     cursor: CursorWrapper, decided: Sequence[_Decided]
-) -> dict[UUID, list[tuple[UUID, NewQuestion]]]:
+) -> dict[UUID, list[tuple[UUID, QuestionSpec]]]:
     """Open the questions of jobs that begin to wait; returns those that are new, by job."""
-    opened: dict[UUID, list[tuple[UUID, NewQuestion]]] = defaultdict(list)
+    opened: dict[UUID, list[tuple[UUID, QuestionSpec]]] = defaultdict(list)
     for item in decided:
         if item.status != Job.Status.WAITING_FOR_INPUT:
             continue
@@ -477,7 +463,8 @@ def _insert_questions(
                 """
                 INSERT INTO jobs_question (id, job_id, project_id, attempt, key, kind, prompt, choices, schema, details,
                     has_default, "default", assignees, expires_at, on_timeout, status, answered_by, answered_via)
-                VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, statement_timestamp() + %s, %s, 'open', '', '')
+                VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, statement_timestamp() + %s, %s,
+                    'open', '', '')
                 ON CONFLICT (job_id, key) DO NOTHING
                 """,
                 [
@@ -511,7 +498,7 @@ def _insert_settling_events(
     cursor: CursorWrapper,
     worker_id: UUID,
     decided: Sequence[_Decided],
-    opened: dict[UUID, list[tuple[UUID, NewQuestion]]],
+    opened: dict[UUID, list[tuple[UUID, QuestionSpec]]],
 ) -> None:
     events: list[EventRow] = []
     for item in decided:
@@ -570,7 +557,7 @@ def _event(
 UPDATE_SETTLED = """
 UPDATE jobs_job AS job
    SET status = given.status, status_reason = given.reason, worker_id = NULL, last_seq = given.last_seq,
-       failed_count = job.failed_count + given.failures, lost_count = given.losses * job.lost_count,
+       failed_count = job.failed_count + given.failures, lost_count = given.losses,
        run_at = CASE WHEN given.status = 'scheduled' THEN statement_timestamp() + given.retry_after ELSE job.run_at END,
        progress = CASE WHEN given.status = 'completed' THEN 1 ELSE job.progress END,
        result = given.result::jsonb,
@@ -588,7 +575,7 @@ def _update_settled(
     cursor: CursorWrapper,
     worker_id: UUID,
     decided: Sequence[_Decided],
-    opened: dict[UUID, list[tuple[UUID, NewQuestion]]],
+    opened: dict[UUID, list[tuple[UUID, QuestionSpec]]],
 ) -> None:
     rows = [item.row for item in decided]
     cursor.execute(
@@ -601,8 +588,7 @@ def _update_settled(
             "reasons": [item.reason for item in decided],
             "seqs": [row.next_seq + len(opened.get(row.job_id, ())) for row in rows],
             "failures": [int(row.counts_as_failure) for row in rows],
-            # Whatever the agent did, the worker lived through it: only a hand-back says nothing about that.
-            "losses": [int(row.outcome == Attempt.Outcome.HANDED_BACK) for row in rows],
+            "losses": [row.losses for row in rows],
             "delays": [row.retry_after for row in rows],
             "results": [item.row.result if item.status == Job.Status.COMPLETED else None for item in decided],
             "errors": [None if row.error is None else json.dumps(row.error) for row in rows],

@@ -141,6 +141,9 @@ class Job(models.Model):
         indexes = [
             # One for each scan that workers run; all partial, so that history costs them nothing.
             models.Index(fields=["queue", "sort_at", "id"], condition=Q(status="queued"), name="job_due_idx"),
+            models.Index(
+                fields=["queue"], condition=Q(status="queued", lost_count__gte=2), name="job_suspect_idx"
+            ),
             models.Index(fields=["worker_id"], condition=Q(status="running"), name="job_held_idx"),
             models.Index(fields=["run_at"], condition=Q(status="scheduled"), name="job_scheduled_idx"),
             models.Index(

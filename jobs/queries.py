@@ -171,13 +171,14 @@ WITH due AS MATERIALIZED (
            jsonb_build_object('worker', %(worker_id)s::text)
       FROM taken
 )
-SELECT id, project_id, agent_version_id, queue, task, input, attempt, last_seq, failed_count, lost_count,
-       max_attempts, timeout_seconds, deadline_at, parent_id, budget, created_at,
-       greatest(created_at, run_at), attempt_started_at
-  FROM taken
+SELECT {columns} FROM taken
 """
-CLAIM_USUAL = CLAIM.format(suspects="<")
-CLAIM_SUSPECT = CLAIM.format(suspects=">=")
+CLAIMED_COLUMNS = """
+    id, project_id, agent_version_id, queue, task, input, attempt, last_seq, failed_count, lost_count, max_attempts,
+    timeout_seconds, deadline_at, parent_id, budget, created_at, greatest(created_at, run_at), attempt_started_at
+"""
+CLAIM_USUAL = CLAIM.format(suspects="<", columns=CLAIMED_COLUMNS)
+CLAIM_SUSPECT = CLAIM.format(suspects=">=", columns=CLAIMED_COLUMNS)
 
 
 def claim(worker_id: UUID, *, queue: str, limit: int, suspects: bool = False) -> list[Claimed]:
@@ -190,10 +191,52 @@ def claim(worker_id: UUID, *, queue: str, limit: int, suspects: bool = False) ->
     with transaction.atomic(), connection.cursor() as cursor:
         lock_lease(cursor, worker_id)
         cursor.execute(CLAIM_SUSPECT if suspects else CLAIM_USUAL, params)
-        return [
-            Claimed(*row[:5], _json(row[5]), *row[6:14], _json(row[14]), *row[15:])
-            for row in cursor.fetchall()
-        ]
+        return [_claimed(row) for row in cursor.fetchall()]
+
+
+# Steps from one queue name to the next through job_due_idx, instead of reading every queued row.
+DUE_QUEUES = """
+WITH RECURSIVE names AS (
+    (SELECT queue FROM jobs_job WHERE status = 'queued' ORDER BY queue LIMIT 1)
+    UNION ALL
+    SELECT (SELECT queue FROM jobs_job WHERE status = 'queued' AND queue > names.queue ORDER BY queue LIMIT 1)
+      FROM names WHERE names.queue IS NOT NULL
+)
+SELECT queue FROM names WHERE queue IS NOT NULL
+"""
+
+
+def due_queues() -> list[str]:
+    """The queues that hold queued jobs."""
+    with connection.cursor() as cursor:
+        cursor.execute(DUE_QUEUES)
+        return [row[0] for row in cursor.fetchall()]
+
+
+def suspects_due() -> set[str]:
+    """The queues in which a job waits to run alone, because its last attempts took their workers down."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT DISTINCT queue FROM jobs_job WHERE status = 'queued' AND lost_count >= %s",
+            [SUSPECT_LOSSES],
+        )
+        return {row[0] for row in cursor.fetchall()}
+
+
+def claimed_again(worker_id: UUID, job_id: UUID, attempt: int) -> Claimed | None:
+    """What an earlier claim took, for a worker that never got its reply. None if it holds the job no more."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            f"SELECT {CLAIMED_COLUMNS} FROM jobs_job"  # noqa: S608 (a constant)
+            " WHERE id = %s AND attempt = %s AND worker_id = %s AND status = 'running'",
+            [job_id, attempt, worker_id],
+        )
+        row = cursor.fetchone()
+    return None if row is None else _claimed(row)
+
+
+def _claimed(row: tuple[Any, ...]) -> Claimed:
+    return Claimed(*row[:5], _json(row[5]), *row[6:14], _json(row[14]), *row[15:])
 
 
 def _json(value: Any) -> Any:

@@ -505,6 +505,14 @@ class Migration(migrations.Migration):
         migrations.AddIndex(
             model_name="job",
             index=models.Index(
+                condition=models.Q(("lost_count__gte", 2), ("status", "queued")),
+                fields=["queue"],
+                name="job_suspect_idx",
+            ),
+        ),
+        migrations.AddIndex(
+            model_name="job",
+            index=models.Index(
                 condition=models.Q(("status", "running")), fields=["worker_id"], name="job_held_idx"
             ),
         ),

@@ -1,0 +1,89 @@
+"""What an attempt needs to begin: the agent's version, the input files, and the journal of earlier attempts."""
+
+from functools import lru_cache
+from typing import Any
+from uuid import UUID
+
+from django.db import connection
+
+from agents.models import AgentVersion
+from jobs import models
+from jobs.execution.outcomes import StoredFile
+from jobs.execution.ports import AgentSpec, ClaimedJob, InputFile, Journal, JournalStep
+from jobs.queries import Claimed
+
+
+def details(job: Claimed) -> ClaimedJob:
+    """Everything that one attempt of this job is run with."""
+    lines, size = _logged(job.id) if job.attempt > 1 else (0, 0)
+    return ClaimedJob(
+        id=job.id,
+        project_id=job.project_id,
+        attempt=job.attempt,
+        task=job.task,
+        input=job.input,
+        agent=_agent(job.agent_version_id),
+        files=_files(job.id),
+        journal=_journal(job.id) if job.attempt > 1 else Journal(),
+        timeout_seconds=job.timeout_seconds,
+        logged_lines=lines,
+        logged_bytes=size,
+    )
+
+
+@lru_cache(maxsize=256)  # versions are immutable
+def _agent(version_id: UUID) -> AgentSpec:
+    version = AgentVersion.objects.select_related("agent").get(id=version_id)
+    return AgentSpec(
+        agent_id=version.agent_id,
+        slug=version.agent.slug,
+        number=version.number,
+        kind=version.kind,
+        source=version.source,
+        requirements=tuple(version.requirements),
+        limits=version.limits,
+        output_schema=version.output_schema or None,
+    )
+
+
+def _files(job_id: UUID) -> tuple[InputFile, ...]:
+    rows = models.InputFile.objects.filter(job_id=job_id).order_by("name")
+    return tuple(InputFile(row.name, row.storage_key, row.size, row.sha256, row.media_type) for row in rows)
+
+
+def _journal(job_id: UUID) -> Journal:
+    """Answers of questions that are closed for good; those of open ones are still to come."""
+    steps = models.Step.objects.filter(job_id=job_id).order_by("ordinal", "begun_at", "key")
+    closed = models.Question.objects.filter(job_id=job_id, status__in=["answered", "expired"])
+    return Journal(
+        steps=tuple(_step(row) for row in steps),
+        answers={question.key: question.answer for question in closed},
+    )
+
+
+def _step(row: models.Step) -> JournalStep:
+    return JournalStep(
+        key=row.key,
+        kind=row.kind,
+        signature=row.signature,
+        once=row.once,
+        ended=row.ended_at is not None,
+        result=row.result,
+        files=tuple(StoredFile(**_known(file)) for file in row.files),
+        deleted=tuple(row.deleted),
+    )
+
+
+def _known(file: dict[str, Any]) -> dict[str, Any]:
+    return {name: file[name] for name in ("path", "size", "sha256", "storage_key")}
+
+
+def _logged(job_id: UUID) -> tuple[int, int]:
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT count(*), coalesce(sum(octet_length(message)), 0) FROM jobs_event"
+            " WHERE job_id = %s AND type = 'log'",
+            [job_id],
+        )
+        lines, size = cursor.fetchone()
+    return int(lines), int(size)

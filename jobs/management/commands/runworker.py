@@ -1,0 +1,48 @@
+"""`manage.py runworker`: claim jobs and run them."""
+
+import asyncio
+import signal
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandParser
+
+from jobs.sandboxes.registry import provider_from_settings
+from jobs.worker import ALL_QUEUES, Options, Worker
+
+
+class Command(BaseCommand):
+    help = "Run a worker: it claims jobs, runs their agents in sandboxes, and stops cleanly on SIGTERM or Ctrl+C."
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument(
+            "--concurrency", type=int, default=Options.concurrency, help="Jobs at once (default 8)."
+        )
+        parser.add_argument(
+            "--queues", default=ALL_QUEUES, help="Queues to serve, comma-separated (default: all, written *)."
+        )
+        parser.add_argument(
+            "--grace",
+            type=float,
+            default=Options.grace_seconds,
+            help="Seconds from SIGTERM until jobs still running are handed back (default 8).",
+        )
+        parser.add_argument(
+            "--no-listen", action="store_true", help="Poll only; for poolers that break LISTEN."
+        )
+
+    def handle(self, **options: Any) -> None:
+        chosen = Options(
+            concurrency=max(1, options["concurrency"]),
+            queues=tuple(name.strip() for name in options["queues"].split(",") if name.strip()),
+            grace_seconds=options["grace"],
+            listen=not options["no_listen"],
+        )
+        asyncio.run(_work(chosen))
+
+
+async def _work(options: Options) -> None:
+    worker = Worker(provider_from_settings(), options)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, worker.stop)
+    await worker.run()

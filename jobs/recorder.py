@@ -1,0 +1,351 @@
+"""The worker's pen: what running jobs say becomes durable here, many jobs in one commit.
+
+`Writer` is one per worker and the only place it writes events, steps, artifacts and results from. `AttemptRecorder` is
+one per attempt: it numbers that job's events (their single writer, I6) and refuses everything once the fence has.
+All of it lives on the worker's event loop; only the batch itself runs in a database thread.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from django.db import DataError, IntegrityError, InterfaceError, OperationalError
+from uuid_utils.compat import uuid7
+
+from jobs import batch, queries, wakeups
+from jobs.batch import ArtifactRow, AttemptKey, Batch, EventRow, ProgressRow, SandboxRow, Settlement, StepRow
+from jobs.execution.outcomes import StepBegin, StepEnd, StoredArtifact
+from jobs.execution.ports import Journal, LeaseLostError
+
+log = logging.getLogger("engine.worker")
+
+# Log lines wait this long for company; whoever waits for durability does not.
+LINGER_SECONDS = 0.025
+# Rows from which on a batch goes out at once, and at which agents are held back.
+FULL_ROWS = 200
+MOST_ROWS = 5_000
+# Between tries while the database is away. The lease's own end stops the worker, not a count of tries.
+RETRY_SECONDS = 0.25
+
+
+@dataclass
+class Clock:
+    """The database's clock, carried on from the last heartbeat by the monotonic one (I5)."""
+
+    _database: datetime
+    _monotonic: float = field(default_factory=time.monotonic)
+
+    def set(self, database: datetime) -> None:
+        """The database said what time it is."""
+        self._database, self._monotonic = database, time.monotonic()
+
+    def now(self) -> datetime:
+        """What the database's clock shows now, within the drift of one heartbeat."""
+        return self._database + timedelta(seconds=time.monotonic() - self._monotonic)
+
+
+@dataclass
+class _Waiter:
+    key: AttemptKey
+    done: asyncio.Future[str | None]  # the settled status, or None
+
+
+class Writer:
+    """Collects what all jobs of one worker write, and commits it in batches."""
+
+    def __init__(
+        self,
+        worker_id: UUID,
+        *,
+        in_database: Callable[..., Awaitable[Any]],
+        on_worker_lost: Callable[[], None],
+    ) -> None:
+        self.worker_id = worker_id
+        self._in_database = in_database
+        self._on_worker_lost = on_worker_lost
+        self._batch = Batch()
+        self._rows = 0
+        self._waiters: list[_Waiter] = []
+        self._refused: set[AttemptKey] = set()
+        self._wake = asyncio.Event()
+        self._urgent = asyncio.Event()
+        self._room = asyncio.Event()
+        self._room.set()
+        self._closed = False
+        self.late_writes_refused = 0
+
+    def add(self, rows: int = 1, *, urgent: bool = False) -> Batch:
+        """The batch to append to."""
+        self._rows += rows
+        self._wake.set()
+        if urgent or self._rows >= FULL_ROWS:
+            self._urgent.set()
+        if self._rows >= MOST_ROWS:
+            self._room.clear()
+        return self._batch
+
+    async def room(self) -> None:
+        """Wait while too much is unwritten: the agent is held back instead of the worker growing."""
+        await self._room.wait()
+
+    def durable(self, key: AttemptKey) -> asyncio.Future[str | None]:
+        """A future for the moment when all that was added so far is committed.
+
+        Gives the job's new status if that was a settlement. Raises LeaseLostError if the fence refused it.
+        """
+        waiter = _Waiter(key, asyncio.get_running_loop().create_future())
+        self._waiters.append(waiter)
+        self._wake.set()
+        self._urgent.set()
+        return waiter.done
+
+    def is_refused(self, key: AttemptKey) -> bool:
+        """Whether this attempt has lost its lease."""
+        return key in self._refused
+
+    def forget(self, key: AttemptKey) -> None:
+        """An attempt is over here; nothing more comes from it."""
+        self._refused.discard(key)
+
+    async def close(self) -> None:
+        """Write what is left and end `run`."""
+        self._closed = True
+        self._wake.set()
+        self._urgent.set()
+
+    async def run(self) -> None:
+        """Write batches until closed. One is in flight at a time, so order within a job is the order of adding."""
+        while not (self._closed and not self._batch and not self._waiters):
+            await self._wake.wait()
+            self._wake.clear()
+            if not self._urgent.is_set():
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._urgent.wait(), LINGER_SECONDS)
+            self._urgent.clear()
+            taken, waiters = self._batch, self._waiters
+            self._batch, self._waiters, self._rows = Batch(), [], 0
+            self._room.set()
+            await self._write(taken, waiters)
+
+    async def _write(self, taken: Batch, waiters: list[_Waiter]) -> None:
+        try:
+            written = await self._write_until_heard(taken) if taken else batch.Written(set(), {}, set())
+        except queries.WorkerLeaseLost:
+            self._refuse(taken.attempts() | {waiter.key for waiter in waiters}, waiters)
+            self._on_worker_lost()
+            return
+        self._refuse(written.refused, waiters)
+        for waiter in waiters:
+            if not waiter.done.done():
+                waiter.done.set_result(written.settled.get(waiter.key))
+        changed = {str(key[0]) for key in taken.attempts() - written.refused}
+        if changed:
+            wakeups.notifier.send(wakeups.JOB_CHANNEL, changed)
+        if written.queues:
+            wakeups.notifier.send(wakeups.QUEUE_CHANNEL, written.queues)
+
+    def _refuse(self, refused: set[AttemptKey], waiters: list[_Waiter]) -> None:
+        self._refused |= refused
+        self.late_writes_refused += len(refused)
+        for waiter in waiters:
+            if waiter.key in refused and not waiter.done.done():
+                waiter.done.set_exception(LeaseLostError())
+                waiter.done.exception()  # whoever was cancelled meanwhile does not read it
+
+    async def _write_until_heard(self, taken: Batch) -> batch.Written:
+        """A batch is repeatable, so a lost connection at commit is answered by sending it again."""
+        while True:
+            try:
+                written: batch.Written = await self._in_database(batch.write, self.worker_id, taken)
+                return written
+            except (OperationalError, InterfaceError) as error:
+                log.warning("The database is away, writing again: %s", str(error).strip())
+                await asyncio.sleep(RETRY_SECONDS)
+            except (DataError, IntegrityError, batch.SequenceTaken) as error:
+                return await self._write_one_by_one(taken, error)
+
+    async def _write_one_by_one(self, taken: Batch, error: Exception) -> batch.Written:
+        """One job's rows cannot be stored. It loses its lease here, the others must not suffer."""
+        keys = taken.attempts()
+        if len(keys) == 1:
+            log.error("Job %s wrote what cannot be stored: %s", next(iter(keys))[0], str(error).strip())
+            return batch.Written(refused=keys, settled={}, queues=set())
+        parts = [await self._write_until_heard(taken.only(key)) for key in keys]
+        return batch.Written(
+            refused=set().union(*(part.refused for part in parts)),
+            settled={key: status for part in parts for key, status in part.settled.items()},
+            queues=set().union(*(part.queues for part in parts)),
+        )
+
+
+def clean(value: Any) -> Any:
+    """The same value as PostgreSQL can store it: no NUL and no lone surrogate in any text."""
+    if isinstance(value, str):
+        return value.replace("\x00", "\ufffd").encode("utf-8", "replace").decode("utf-8")
+    if isinstance(value, dict):
+        return {clean(str(key)): clean(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [clean(item) for item in value]
+    return value
+
+
+def to_json(value: Any) -> str:
+    """JSON text that jsonb takes. Raises ValueError for NaN and infinities."""
+    text = json.dumps(value, allow_nan=False)
+    return text if "\\u0000" not in text and "\\ud" not in text else json.dumps(clean(value))
+
+
+class AttemptRecorder:
+    """Everything one attempt writes goes through here. Satisfies `execution.ports.Recorder`."""
+
+    def __init__(self, writer: Writer, job: queries.Claimed, clock: Clock) -> None:
+        self._writer = writer
+        self._job = job
+        self._clock = clock
+        self._seq = job.last_seq
+        self._ordinal = 0  # of the journal's last entry
+        self._journal: dict[str, int] = {}  # key -> ordinal, of entries that earlier attempts began
+        self._begun: dict[str, tuple[int, datetime]] = {}
+        self._key: AttemptKey = (job.id, job.attempt)
+        self.sandbox = ""
+        self.has_durable_step = False  # of this attempt
+
+    def event(
+        self,
+        type: str,
+        *,
+        message: str = "",
+        level: str = "info",
+        source: str = "system",
+        data: dict[str, Any] | None = None,
+    ) -> None:
+        """Number and queue one event; it is stored within some 25 ms."""
+        if self._writer.is_refused(self._key):
+            return
+        self._seq += 1
+        self._writer.add().events.append(
+            EventRow(
+                job_id=self._job.id,
+                attempt=self._job.attempt,
+                seq=self._seq,
+                at=self._clock.now(),
+                type=type,
+                source=source,
+                level=level,
+                message=clean(message),
+                data=None if data is None else to_json(data),
+            )
+        )
+
+    def continue_journal(self, journal: Journal) -> None:
+        """Go on numbering where earlier attempts stopped."""
+        self._journal = {step.key: number for number, step in enumerate(journal.steps, start=1)}
+        self._ordinal = len(self._journal)
+
+    async def ready(self) -> None:
+        """Wait while too much is unwritten. Raises LeaseLostError."""
+        await self._writer.room()
+        self._check()
+
+    async def flush(self) -> None:
+        """Return when everything so far is durable. Raises LeaseLostError."""
+        self._check()
+        await self._writer.durable(self._key)
+
+    def _check(self) -> None:
+        if self._writer.is_refused(self._key):
+            raise LeaseLostError
+
+    def progress(self, fraction: float | None, message: str) -> None:
+        """The latest progress; earlier ones that were not written yet are passed over."""
+        if not self._writer.is_refused(self._key):
+            rows = self._writer.add().progress
+            rows[self._key] = ProgressRow(self._job.id, self._job.attempt, fraction, clean(message))
+
+    def opened(self, sandbox: str) -> None:
+        """Note which sandbox this attempt runs in, so that a successor can kill it."""
+        self.sandbox = sandbox
+        row = SandboxRow(self._job.id, self._job.attempt, sandbox, self._job.started_at)
+        self._writer.add().sandboxes.append(row)
+
+    async def begin_step(self, step: StepBegin) -> None:
+        """The step has begun: durable on return. Raises LeaseLostError."""
+        self._check()
+        if step.key not in self._journal:
+            self._ordinal += 1
+        self._begun[step.key] = (self._journal.get(step.key, self._ordinal), self._clock.now())
+        self._add_step(step)
+        if step.kind == "step":
+            self.event("step.started", message=step.key, data={"key": step.key, "once": step.once})
+        await self._writer.durable(self._key)
+
+    async def end_step(self, step: StepEnd) -> None:
+        """The step has ended, with its result and the files it changed: durable on return. Raises LeaseLostError."""
+        self._check()
+        self._add_step(step.begin, step)
+        if self._job.lost_count and not self.has_durable_step:
+            self._writer.add(0).durable_steps.add(self._key)
+        self.has_durable_step = True
+        if step.begin.kind == "step":
+            self.event("step.completed", message=step.begin.key, data={"key": step.begin.key})
+        await self._writer.durable(self._key)
+
+    def _add_step(self, step: StepBegin, end: StepEnd | None = None) -> None:
+        fallback = (self._journal.get(step.key, self._ordinal), self._clock.now())
+        ordinal, begun_at = self._begun.get(step.key, fallback)
+        self._writer.add().steps.append(
+            StepRow(
+                job_id=self._job.id,
+                attempt=self._job.attempt,
+                key=step.key,
+                ordinal=ordinal,
+                kind=step.kind,
+                signature=step.signature,
+                once=step.once,
+                begun_at=begun_at,
+                ended_at=self._clock.now() if end else None,
+                result=to_json(end.result) if end else None,
+                files=to_json([file.as_json() for file in end.files]) if end else "[]",
+                deleted=to_json(list(end.deleted)) if end else "[]",
+            )
+        )
+
+    async def add_artifact(self, artifact: StoredArtifact) -> None:
+        """A file whose bytes are stored becomes an artifact of the job: durable on return. Raises LeaseLostError."""
+        self._check()
+        row = ArtifactRow(
+            id=uuid7(),
+            job_id=self._job.id,
+            attempt=self._job.attempt,
+            project_id=self._job.project_id,
+            name=clean(artifact.name),
+            media_type=artifact.media_type,
+            size=artifact.size,
+            sha256=artifact.sha256,
+            storage_key=artifact.storage_key,
+        )
+        self._writer.add().artifacts.append(row)
+        self.event(
+            "artifact.created",
+            message=row.name,
+            data={"name": row.name, "media_type": row.media_type, "size": row.size, "sha256": row.sha256},
+        )
+        await self._writer.durable(self._key)
+
+    @property
+    def next_seq(self) -> int:
+        """The number that the next event takes."""
+        return self._seq + 1
+
+    async def settle(self, settlement: Settlement) -> str | None:
+        """Write how the attempt ended; gives the job's new status. Raises LeaseLostError."""
+        self._check()
+        self._writer.add(urgent=True).settlements.append(settlement)
+        return await self._writer.durable(self._key)

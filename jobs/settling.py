@@ -1,0 +1,93 @@
+"""Where a job goes when one of its attempts has ended."""
+
+import random
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+from jobs.batch import Settlement
+from jobs.execution import outcomes
+from jobs.execution.outcomes import Outcome
+from jobs.models import Attempt, Job
+from jobs.queries import MOST_LOSSES, Claimed
+from jobs.recorder import AttemptRecorder, Clock, to_json
+
+# Retry n waits 2^n seconds, at most this, plus up to a tenth so that failures do not return together.
+MOST_BACKOFF_SECONDS = 1_024
+
+
+def backoff(failures: int) -> timedelta:
+    """How long the next attempt waits after this many failures: 2^n seconds capped, plus up to 10% jitter."""
+    seconds = min(2.0 ** min(failures, 30), MOST_BACKOFF_SECONDS)
+    return timedelta(seconds=seconds * (1 + random.random() / 10))  # noqa: S311 (jitter, not a secret)
+
+
+def settlement(
+    outcome: Outcome, *, job: Claimed, agent_id: UUID | None, recorder: AttemptRecorder, clock: Clock
+) -> Settlement:
+    """The row changes that this outcome means. Cancel requests are looked at when it is written (`batch.py`)."""
+    to: dict[str, Any]
+    match outcome:
+        case outcomes.Completed(result=result):
+            to = _to(Attempt.Outcome.COMPLETED, Job.Status.COMPLETED, result=to_json(result))
+        case outcomes.Failed():
+            to = _failed(outcome, job)
+        case outcomes.Suspended(questions=questions):
+            to = _to(Attempt.Outcome.SUSPENDED, Job.Status.WAITING_FOR_INPUT, "question", questions=questions)
+        case outcomes.Cancelled():
+            to = _to(Attempt.Outcome.CANCELLED, Job.Status.CANCELLED, "cancelled")
+        case outcomes.Lost(reason=reason):
+            to = _lost(reason, job, recorder)
+        case outcomes.HandedBack(reason=reason) | outcomes.Unavailable(reason=reason):
+            error = {"code": "handed_back", "message": reason} if reason else None
+            to = _to(
+                Attempt.Outcome.HANDED_BACK,
+                Job.Status.QUEUED,
+                "handed_back",
+                error=error,
+                losses=job.lost_count,
+            )
+        case _:
+            raise TypeError(f"{outcome!r} cannot be settled")
+    return Settlement(
+        job_id=job.id,
+        attempt=job.attempt,
+        project_id=job.project_id,
+        agent_id=agent_id,
+        queue=job.queue,
+        next_seq=recorder.next_seq,
+        due_at=job.due_at,
+        started_at=job.started_at,
+        ended_at=clock.now(),
+        sandbox=recorder.sandbox,
+        **to,
+    )
+
+
+def _to(outcome: Attempt.Outcome, status: Job.Status, reason: str = "", **changes: Any) -> dict[str, Any]:
+    return {"outcome": outcome, "status": status, "reason": reason, **changes}
+
+
+def _failed(outcome: outcomes.Failed, job: Claimed) -> dict[str, Any]:
+    error = outcome.as_json()
+    failures = job.failed_count + 1
+    changes = {"error": error, "counts_as_failure": True}
+    if not outcome.retryable:
+        return _to(Attempt.Outcome.FAILED, Job.Status.FAILED, outcome.code, **changes)
+    if failures >= job.max_attempts:
+        return _to(Attempt.Outcome.FAILED, Job.Status.FAILED, "attempts_exhausted", **changes)
+    delay = backoff(failures)
+    return _to(Attempt.Outcome.FAILED, Job.Status.SCHEDULED, "retry_backoff", retry_after=delay, **changes)
+
+
+def _lost(reason: str, job: Claimed, recorder: AttemptRecorder) -> dict[str, Any]:
+    """The sandbox is gone: a platform loss, counted like a lost worker."""
+    losses = (0 if recorder.has_durable_step else job.lost_count) + 1
+    error = {
+        "code": "sandbox_lost",
+        "message": reason or "The sandbox vanished.",
+        "remedy": "See the attempts for how each ended, then retry.",
+    }
+    if losses >= MOST_LOSSES:
+        return _to(Attempt.Outcome.LOST, Job.Status.FAILED, "worker_lost", error=error, losses=losses)
+    return _to(Attempt.Outcome.LOST, Job.Status.QUEUED, "worker_lost", error=error, losses=losses)

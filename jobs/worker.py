@@ -1,0 +1,558 @@
+"""The worker: claims jobs, keeps their lease, runs them side by side, settles them, and stops cleanly.
+
+One `Worker` is one process. One `Incarnation` is one lease: its id is fresh, and when the lease is lost everything it
+runs is stopped and a new incarnation begins. All waiting is on one event loop; database calls go through a small
+thread pool; the heartbeat has a thread and a connection of its own, which jobs cannot starve.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import random
+import resource
+import socket
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID, uuid4
+
+import psycopg
+from django.conf import settings
+from django.db import DatabaseError, InterfaceError, connection
+
+from engine import __version__
+from engine.database import direct_dsn
+from jobs import loading, queries, services, wakeups
+from jobs.batch import AttemptKey
+from jobs.execution import attempt, outcomes
+from jobs.execution.outcomes import Outcome
+from jobs.execution.ports import AttemptControl, LeaseLostError
+from jobs.queries import Claimed, WorkerLeaseLost
+from jobs.recorder import AttemptRecorder, Clock, Writer
+from jobs.sandboxes.base import Provider, ProviderHealth
+from jobs.settling import settlement
+
+log = logging.getLogger("engine.worker")
+
+POLL_SECONDS = 1.0  # wake-ups are hints (I7)
+SWEEP_SECONDS = 2.0
+PARTITION_SECONDS = 3600.0
+PROBE_SECONDS = 15.0  # between looks whether a sandbox can be had by now
+TICK_SECONDS = 0.5
+RECONNECT_SECONDS = 1.0
+DATABASE_THREADS = 4
+ALL_QUEUES = "*"
+# A suspect (lost twice) waits this long for an idle worker; then one stops taking other jobs until it is idle.
+SUSPECT_PATIENCE_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the operator set."""
+
+    concurrency: int = 8
+    queues: tuple[str, ...] = (ALL_QUEUES,)
+    grace_seconds: float = 8.0  # from SIGTERM to handing back what still runs
+    listen: bool = True  # off: polling alone
+
+
+@dataclass
+class Running:
+    """One job in progress here."""
+
+    job: Claimed
+    recorder: AttemptRecorder
+    control: AttemptControl
+    task: asyncio.Task[None] | None = None
+    overdue: bool = False  # its deadline passed while it ran
+
+
+@dataclass
+class Beats:
+    """What the heartbeat thread and the event loop tell each other."""
+
+    renewed_at: float = field(default_factory=time.monotonic)  # when the last successful renewal was sent
+    loop_ticked_at: float = field(default_factory=time.monotonic)
+
+
+class Worker:
+    """A worker process: one incarnation after another until it is told to stop."""
+
+    def __init__(self, provider: Provider, options: Options) -> None:
+        self.provider = provider
+        self.options = options
+        self._incarnation: Incarnation | None = None
+        self._stopping = False
+
+    async def run(self) -> None:
+        """Work until `stop` is called and the jobs at hand are finished or handed back."""
+        health = await self.provider.start()
+        try:
+            while not self._stopping:
+                self._incarnation = Incarnation(self.provider, self.options, health)
+                await self._incarnation.run()
+                health = self._incarnation.health
+        finally:
+            await self.provider.close()
+
+    def stop(self) -> None:
+        """Drain; called again: hand everything back now."""
+        again, self._stopping = self._stopping, True
+        if self._incarnation is not None:
+            self._incarnation.drain(now=again)
+
+
+class Incarnation:
+    """One worker id and its lease."""
+
+    def __init__(self, provider: Provider, options: Options, health: ProviderHealth) -> None:
+        self.id = uuid4()
+        self.provider = provider
+        self.options = options
+        self.health = health
+        self.running: dict[AttemptKey, Running] = {}
+        self._beats = Beats()
+        self._held_unknown: set[AttemptKey] = set()
+        self._pool = ThreadPoolExecutor(DATABASE_THREADS, thread_name_prefix="database")
+        self._look = asyncio.Event()  # there may be something to claim
+        self._drain_started = asyncio.Event()
+        self._drain_now = asyncio.Event()
+        self._draining = False
+        self._lost = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._alone = False  # runs one suspect and nothing else
+        self._suspect_since: float | None = None
+
+    # --- life ---
+
+    async def run(self) -> None:
+        """From registering to goodbye, or to the loss of the lease."""
+        self._loop = asyncio.get_running_loop()
+        if not await self._register():
+            return
+        self.writer = Writer(self.id, in_database=self._in_database, on_worker_lost=self._lease_is_lost)
+        beat = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+        self._stop_beating = threading.Event()
+        self._beat_now = threading.Event()
+        beat.start()
+        self._beat_now.set()
+        writing = asyncio.create_task(self.writer.run())
+        ticking = asyncio.create_task(self._tick())
+        helpers = [
+            asyncio.create_task(work)
+            for work in (self._claim(), self._maintain(), self._listen(), self._probe())
+        ]
+        log.info("Worker %s serves queues %s with %s slots.", self.id, *self._about())
+        try:
+            await self._until_drained_or_lost()
+        finally:
+            await _cancel(*helpers)
+            await self.writer.close()
+            await _first(self._lost, writing)
+            await _cancel(ticking, writing)
+            self._stop_beating.set()
+            self._beat_now.set()
+            await asyncio.to_thread(beat.join, settings.ENGINE_HEARTBEAT_SECONDS)
+            if not self._lost.is_set():
+                with contextlib.suppress(DatabaseError, InterfaceError):
+                    await self._in_database(queries.stop_worker, self.id)
+            self._pool.shutdown(wait=False)
+
+    def _about(self) -> tuple[str, int]:
+        return ",".join(self.options.queues), self.options.concurrency
+
+    def _info(self) -> queries.WorkerInfo:
+        return queries.WorkerInfo(
+            id=self.id,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            version=__version__,
+            queues=list(self.options.queues),
+            slots=self.options.concurrency,
+        )
+
+    async def _in_database(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Run a database function off the event loop."""
+
+        def call() -> Any:
+            try:
+                return function(*args, **kwargs)
+            finally:
+                connection.close_if_unusable_or_obsolete()
+
+        return await self._loop.run_in_executor(self._pool, call)
+
+    async def _register(self) -> bool:
+        """Get a lease; False when told to stop while the database was away."""
+        while not self._drain_started.is_set():
+            sent = time.monotonic()
+            try:
+                await self._in_database(queries.register_worker, self._info())
+                self._clock = Clock(await self._in_database(services.database_time))
+            except (DatabaseError, InterfaceError) as error:
+                log.warning("The database does not answer, trying again: %s", str(error).strip())
+                await _first(self._drain_started, seconds=RECONNECT_SECONDS)
+            else:
+                self._beats.renewed_at = sent
+                self.provider.tick(settings.ENGINE_LEASE_SECONDS * 2 / 3)
+                return True
+        return False
+
+    # --- lease ---
+
+    def _beat(self) -> None:
+        """The heartbeat thread: renew the lease while the event loop lives."""
+        lease, interval = settings.ENGINE_LEASE_SECONDS, settings.ENGINE_HEARTBEAT_SECONDS
+        while not self._stop_beating.is_set():
+            self._beat_now.clear()
+            if time.monotonic() - self._beats.loop_ticked_at > lease / 3:
+                log.error("The worker's event loop hangs: its lease is not renewed.")
+            else:
+                self._beat_once()
+            self._beat_now.wait(interval if self._beat_went_well else min(interval, RECONNECT_SECONDS))
+        connection.close()
+
+    _beat_went_well = True
+
+    def _beat_once(self) -> None:
+        sent = time.monotonic()
+        try:
+            beat = queries.heartbeat(
+                self.id,
+                running=len(self.running),
+                can_run=self.health.ok and not self._draining,
+                health=self._health(),
+            )
+        except WorkerLeaseLost:
+            self._call_soon(self._lease_is_lost)
+            return
+        except (DatabaseError, InterfaceError) as error:
+            self._beat_went_well = False
+            log.warning("A heartbeat did not reach the database: %s", str(error).strip())
+            connection.close()
+            return
+        self._beat_went_well = True
+        self._beats.renewed_at = sent
+        self._call_soon(self._heard, beat, sent)
+
+    def _call_soon(self, function: Callable[..., None], *args: Any) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has closed meanwhile
+            self._loop.call_soon_threadsafe(function, *args)
+
+    def _health(self) -> dict[str, Any]:
+        return {
+            "sandbox": {
+                "ok": self.health.ok,
+                "name": self.health.name,
+                "detail": self.health.detail,
+                "remedy": self.health.remedy,
+            },
+            "memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+            "cpu_seconds": round(time.process_time(), 1),
+            "late_writes_refused": self.writer.late_writes_refused,
+        }
+
+    def _heard(self, beat: queries.Beat, sent: float) -> None:
+        """On the loop, after a renewal: trust it for 2/3 of the lease from when it was sent."""
+        self._clock.set(beat.database_time)
+        self.provider.tick(settings.ENGINE_LEASE_SECONDS * 2 / 3 - (time.monotonic() - sent))
+        for key, cancel in beat.held.items():
+            if cancel and key in self.running:
+                self.running[key].control.cancel.set()
+        unknown = beat.held.keys() - self.running.keys()
+        # Seen twice: a claim whose reply is still on its way is known by the second beat, a lost one is not.
+        for key in unknown & self._held_unknown:
+            self._loop.create_task(self._give_back_unknown(key))
+        self._held_unknown = unknown
+        if beat.drain:
+            self.drain()
+
+    async def _give_back_unknown(self, key: AttemptKey) -> None:
+        """A claim whose reply was lost: nothing ran, nothing was written, so the job goes back as it was."""
+        claimed = await self._in_database(queries.claimed_again, self.id, *key)
+        if claimed is not None and key not in self.running:
+            await self._settle(
+                self._recorder(claimed), claimed, None, outcomes.HandedBack("its claim was lost")
+            )
+
+    async def _tick(self) -> None:
+        """Show the heartbeat that the loop lives, and stop in time when the lease cannot be renewed."""
+        while True:
+            now = self._beats.loop_ticked_at = time.monotonic()
+            if now - self._beats.renewed_at > settings.ENGINE_LEASE_SECONDS * 2 / 3:
+                log.error(
+                    "The lease could not be renewed in time: everything here stops before others take over."
+                )
+                self._lease_is_lost()
+            await asyncio.sleep(TICK_SECONDS)
+
+    def _lease_is_lost(self) -> None:
+        if not self._lost.is_set():
+            log.error("Worker %s has lost its lease and starts again under a new id.", self.id)
+            self._lost.set()
+
+    # --- claiming ---
+
+    async def _claim(self) -> None:
+        """Take jobs whenever a slot is free; woken by hints, and each second in any case."""
+        while not self._draining:
+            self._look.clear()
+            try:
+                await self._fill_slots()
+            except WorkerLeaseLost:
+                self._lease_is_lost()
+                return
+            except (DatabaseError, InterfaceError) as error:
+                log.warning("Claiming waits for the database: %s", str(error).strip())
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._look.wait(), POLL_SECONDS * random.uniform(0.8, 1.2))  # noqa: S311
+
+    async def _fill_slots(self) -> None:
+        if not self.health.ok or self._alone:
+            return
+        queues = await self._queues()
+        if await self._take_suspect(queues):
+            return
+        took = True
+        while took and not self._draining:
+            took = False
+            for queue in queues:
+                free = self.options.concurrency - len(self.running)
+                if free <= 0:
+                    return
+                for job in await self._in_database(queries.claim, self.id, queue=queue, limit=free):
+                    self._start(job)
+                    took = True
+
+    async def _queues(self) -> list[str]:
+        """The queues to look at, in another order each time so that none is always last."""
+        named = self.options.queues
+        queues = await self._in_database(queries.due_queues) if ALL_QUEUES in named else list(named)
+        random.shuffle(queues)
+        return queues
+
+    async def _take_suspect(self, queues: list[str]) -> bool:
+        """Whether this worker is, or is about to be, kept for a job that was lost twice."""
+        due = await self._in_database(queries.suspects_due)
+        if not due & set(queues):
+            self._suspect_since = None
+            return False
+        self._suspect_since = self._suspect_since or time.monotonic()
+        if self.running:
+            return time.monotonic() - self._suspect_since > SUSPECT_PATIENCE_SECONDS
+        for queue in due & set(queues):
+            for job in await self._in_database(queries.claim, self.id, queue=queue, limit=1, suspects=True):
+                self._alone = True
+                self._start(job)
+                return True
+        return False
+
+    # --- running ---
+
+    def _recorder(self, job: Claimed) -> AttemptRecorder:
+        return AttemptRecorder(self.writer, job, self._clock)
+
+    def _start(self, job: Claimed) -> None:
+        entry = Running(job, self._recorder(job), AttemptControl())
+        self.running[(job.id, job.attempt)] = entry
+        self._idle.clear()
+        entry.task = self._loop.create_task(self._run_job(entry))
+
+    async def _run_job(self, entry: Running) -> None:
+        job, key = entry.job, (entry.job.id, entry.job.attempt)
+        timer = self._deadline_timer(entry)
+        agent_id: UUID | None = None
+        try:
+            details = await self._in_database(loading.details, job)
+            agent_id = details.agent.agent_id
+            entry.recorder.continue_journal(details.journal)
+            outcome = await attempt.run_attempt(details, entry.recorder, self.provider, entry.control)
+            await self._settle(entry.recorder, job, agent_id, self._judged(entry, outcome))
+        except LeaseLostError:
+            log.warning("Job %s attempt %s lost its lease; its late write was refused.", *key)
+        except asyncio.CancelledError:
+            if not self._lost.is_set():
+                await self._settle(entry.recorder, job, agent_id, outcomes.HandedBack("the worker stopped"))
+        except (DatabaseError, InterfaceError) as error:
+            log.warning("Job %s could not be loaded, it goes back: %s", job.id, str(error).strip())
+            await self._settle(
+                entry.recorder, job, agent_id, outcomes.HandedBack("the database did not answer")
+            )
+        except Exception as error:  # the outer loop: one job's fault in our code must not stop the worker
+            log.exception("Job %s met a fault of the platform.", job.id)
+            message = f"Engine itself failed: {type(error).__name__}."
+            failed = outcomes.Failed(
+                "platform_error", message, remedy="See the worker's log for the traceback."
+            )
+            await self._settle(entry.recorder, job, agent_id, failed)
+        finally:
+            if timer is not None:
+                timer.cancel()
+            self._finished(key)
+
+    def _deadline_timer(self, entry: Running) -> asyncio.TimerHandle | None:
+        """A running job's deadline is its lease holder's to enforce."""
+        if entry.job.deadline_at is None:
+            return None
+
+        def overdue() -> None:
+            entry.overdue = True
+            entry.control.cancel.set()
+
+        return self._loop.call_later((entry.job.deadline_at - self._clock.now()).total_seconds(), overdue)
+
+    def _judged(self, entry: Running, outcome: Outcome) -> Outcome:
+        if entry.overdue and isinstance(outcome, outcomes.Cancelled):
+            message = "The job's deadline passed while it ran."
+            return outcomes.Failed(
+                "deadline", message, remedy="Submit it with a later deadline.", retryable=False
+            )
+        if isinstance(outcome, outcomes.Unavailable):
+            self.health = ProviderHealth(False, self.provider.name, outcome.reason, outcome.remedy)
+            self._beat_now.set()
+        return outcome
+
+    async def _settle(
+        self, recorder: AttemptRecorder, job: Claimed, agent_id: UUID | None, outcome: Outcome
+    ) -> None:
+        if isinstance(outcome, outcomes.LeaseLost):
+            return
+        with contextlib.suppress(LeaseLostError):
+            row = settlement(outcome, job=job, agent_id=agent_id, recorder=recorder, clock=self._clock)
+            await asyncio.shield(recorder.settle(row))
+
+    def _finished(self, key: AttemptKey) -> None:
+        self.running.pop(key, None)
+        self.writer.forget(key)
+        if not self.running:
+            self._alone = False
+            self._idle.set()
+        self._look.set()
+
+    # --- upkeep ---
+
+    async def _maintain(self) -> None:
+        """What any worker does for all: sweep, promote, expire, partitions."""
+        partitions_at = 0.0
+        while True:
+            try:
+                await self._sweep()
+                await self._on_time()
+                if time.monotonic() >= partitions_at:
+                    await self._in_database(queries.ensure_partitions)
+                    partitions_at = time.monotonic() + PARTITION_SECONDS
+            except (DatabaseError, InterfaceError) as error:
+                log.warning("Upkeep waits for the database: %s", str(error).strip())
+            await asyncio.sleep(SWEEP_SECONDS / 2 * random.uniform(0.8, 1.2))  # noqa: S311
+
+    async def _sweep(self) -> None:
+        swept: queries.Swept = await self._in_database(queries.sweep)
+        if swept.requeued or swept.ended:
+            log.warning("Swept %s jobs of lost workers.", len(swept.requeued) + len(swept.ended))
+            wakeups.notifier.send(wakeups.JOB_CHANNEL, map(str, swept.requeued + swept.ended))
+            wakeups.notifier.send(wakeups.QUEUE_CHANNEL, swept.queues)
+            self._look.set()
+        for sandbox in swept.sandboxes:
+            provider, _, ref = sandbox.partition(":")
+            if provider == self.provider.name:
+                await self.provider.kill(ref)
+
+    async def _on_time(self) -> None:
+        filled = await self._in_database(queries.promote)
+        if filled:
+            wakeups.notifier.send(wakeups.QUEUE_CHANNEL, filled)
+            self._look.set()
+        failed = await self._in_database(queries.fail_overdue)
+        if failed:
+            wakeups.notifier.send(wakeups.JOB_CHANNEL, map(str, failed))
+        for job_id, question_id in await self._in_database(queries.due_questions):
+            await self._in_database(services.expire_question, job_id, question_id)
+
+    async def _probe(self) -> None:
+        """Look again, now and then, whether a sandbox can be had; until then no job is taken and no attempt used."""
+        while True:
+            if not self.health.ok:
+                log.error("No jobs are taken: %s %s", self.health.detail, self.health.remedy)
+                await asyncio.sleep(PROBE_SECONDS)
+                self.health = await self.provider.start()
+                self._beat_now.set()
+                self._look.set()
+            else:
+                await asyncio.sleep(TICK_SECONDS)
+
+    async def _listen(self) -> None:
+        """Hear hints of new jobs and of cancels on a connection of its own; polling finds what they miss."""
+        while self.options.listen:
+            try:
+                dsn = await asyncio.to_thread(direct_dsn)
+                async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as listening:
+                    await listening.execute(f"LISTEN {wakeups.QUEUE_CHANNEL}")
+                    await listening.execute(f"LISTEN {wakeups.CANCEL_CHANNEL}")
+                    self._look.set()  # what came before is found by looking
+                    async for hint in listening.notifies():
+                        self._hinted(hint)
+            except psycopg.Error as error:
+                log.warning("Wake-ups are off, polling goes on: %s", str(error).strip())
+            await asyncio.sleep(RECONNECT_SECONDS)
+
+    def _hinted(self, hint: psycopg.Notify) -> None:
+        if hint.channel == wakeups.QUEUE_CHANNEL:
+            self._look.set()
+            return
+        wanted = set(hint.payload.split(","))
+        for (job_id, _), entry in self.running.items():
+            if str(job_id) in wanted:
+                entry.control.cancel.set()
+
+    # --- stopping ---
+
+    def drain(self, *, now: bool = False) -> None:
+        """Take no more jobs; short ones finish, the rest go back. `now`: all go back at once."""
+        if not self._draining:
+            log.info(
+                "Draining: %s jobs are finishing or go back within %s s.",
+                len(self.running),
+                self.options.grace_seconds,
+            )
+        self._draining = True
+        self._look.set()
+        self._beat_now.set()
+        self._drain_started.set()
+        if now:
+            self._drain_now.set()
+
+    async def _until_drained_or_lost(self) -> None:
+        await _first(self._drain_started, self._lost)
+        if not self._lost.is_set():
+            await _first(self._idle, self._lost, self._drain_now, seconds=self.options.grace_seconds / 2)
+            for entry in self.running.values():
+                entry.control.hand_back.set()
+            await _first(self._idle, self._lost, self._drain_now, seconds=self.options.grace_seconds / 2)
+        for entry in list(self.running.values()):
+            if self._lost.is_set():
+                entry.control.lease_lost.set()
+            if entry.task is not None:
+                entry.task.cancel()
+        await asyncio.gather(
+            *(entry.task for entry in list(self.running.values()) if entry.task), return_exceptions=True
+        )
+
+
+async def _first(*happenings: asyncio.Event | asyncio.Task[None], seconds: float | None = None) -> None:
+    """Wait for whichever comes first; tasks among them go on."""
+    waits = {
+        item if isinstance(item, asyncio.Task) else asyncio.ensure_future(item.wait()) for item in happenings
+    }
+    await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    await _cancel(*waits.difference(happenings))
+
+
+async def _cancel(*tasks: asyncio.Future[Any]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

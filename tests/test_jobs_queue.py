@@ -1,0 +1,435 @@
+"""The queue: claims, fences, batches, sweeps, timers, each on a real PostgreSQL."""
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from itertools import chain
+from uuid import UUID
+
+import pytest
+from django.db import IntegrityError, connection, connections, transaction
+from django.utils import timezone
+
+from jobs import queries, services
+from jobs.models import Attempt, Event, Job, MinuteStat, Queue, Step
+from tests.jobs import (
+    ask,
+    claim_one,
+    end_lease,
+    log_line,
+    make_caller,
+    make_job,
+    make_worker,
+    question,
+    seqs,
+    settlement,
+    step_row,
+    types,
+    write,
+)
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+def in_thread(function, *args, **kwargs):  # type: ignore[no-untyped-def]
+    """Run on a connection of its own, closed again by the thread that opened it."""
+
+    def call():  # type: ignore[no-untyped-def]
+        try:
+            return function(*args, **kwargs)
+        finally:
+            connections.close_all()
+
+    return call()
+
+
+@pytest.fixture
+def pool() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(4) as executor:
+        yield executor
+
+
+def test_workers_claiming_together_never_share_a_job(pool: ThreadPoolExecutor) -> None:
+    jobs = {make_job().id for _ in range(40)}
+    workers = [make_worker() for _ in range(4)]
+    together = threading.Barrier(4)
+
+    def claim_all(worker_id: UUID) -> list[UUID]:
+        together.wait(10)
+        taken: list[UUID] = []
+        while batch := queries.claim(worker_id, queue="default", limit=3):
+            taken += [job.id for job in batch]
+        return taken
+
+    claimed = list(chain(*pool.map(lambda worker_id: in_thread(claim_all, worker_id), workers)))
+
+    assert sorted(claimed) == sorted(jobs)
+
+
+def test_a_claim_passes_a_job_that_another_session_holds_locked(pool: ThreadPoolExecutor) -> None:
+    first, second = make_job(), make_job()
+    worker_id = make_worker()
+
+    with transaction.atomic():
+        Job.objects.select_for_update().get(id=first.id)
+        claimed = pool.submit(in_thread, queries.claim, worker_id, queue="default", limit=2).result(10)
+
+    assert [job.id for job in claimed] == [second.id]
+
+
+def test_urgent_jobs_come_first_and_equal_ones_in_their_order() -> None:
+    low, normal, later, urgent = (make_job(priority=name) for name in ("low", "normal", "normal", "urgent"))
+    worker_id = make_worker()
+
+    order = [claim_one(worker_id).id for _ in range(4)]
+
+    assert order == [urgent.id, normal.id, later.id, low.id]
+
+
+def test_a_paused_queue_gives_nothing() -> None:
+    make_job()
+    Queue.objects.create(name="default", paused_at=timezone.now())
+
+    assert queries.claim(make_worker(), queue="default", limit=1) == []
+
+
+def test_a_worker_without_its_lease_can_neither_claim_nor_write_nor_renew() -> None:
+    make_job()
+    make_job()
+    worker_id = make_worker()
+    job = claim_one(worker_id)
+    end_lease(worker_id)
+
+    with pytest.raises(queries.WorkerLeaseLost):
+        queries.claim(worker_id, queue="default", limit=1)
+    with pytest.raises(queries.WorkerLeaseLost):
+        write(worker_id, events=[log_line(job)])
+    with pytest.raises(queries.WorkerLeaseLost):
+        queries.heartbeat(worker_id, running=1, can_run=True, health={})
+    assert types(job.id) == ["job.queued", "job.started"]
+
+
+def test_a_job_runs_from_claim_to_result_with_gap_free_events() -> None:
+    submitted = make_job()
+    worker_id = make_worker()
+    job = claim_one(worker_id)
+
+    write(worker_id, events=[log_line(job, 1), log_line(job, 2)])
+    written = write(worker_id, settlements=[settlement(job, offset=3, result='{"rows": 2}')])
+
+    stored = Job.objects.get(id=submitted.id)
+    assert written.settled == {(job.id, 1): "completed"}
+    assert (stored.status, stored.result, stored.progress, stored.last_seq) == (
+        "completed",
+        {"rows": 2},
+        1.0,
+        5,
+    )
+    assert seqs(job.id) == [1, 2, 3, 4, 5]
+    assert types(job.id) == ["job.queued", "job.started", "log", "log", "job.completed"]
+    assert Attempt.objects.get(job_id=job.id).outcome == "completed"
+    assert MinuteStat.objects.get().count == 1
+
+
+def test_a_batch_sent_again_changes_nothing() -> None:
+    make_job()
+    worker_id = make_worker()
+    job = claim_one(worker_id)
+    lines = [log_line(job, 1), log_line(job, 2)]
+    end = [settlement(job, offset=3, result="1")]
+
+    write(worker_id, events=lines)
+    again = write(worker_id, events=lines, settlements=end)
+    and_again = write(worker_id, events=lines, settlements=end)
+
+    assert again.settled == and_again.settled == {(job.id, 1): "completed"}
+    assert not and_again.refused
+    assert seqs(job.id) == [1, 2, 3, 4, 5]
+    assert Attempt.objects.count() == 1
+    assert MinuteStat.objects.count() == 1
+
+
+def test_a_zombie_cannot_write_over_its_successor() -> None:
+    make_job()
+    zombie, successor = make_worker(), make_worker()
+    old = claim_one(zombie)
+    end_lease(zombie)
+    queries.sweep()
+    new = claim_one(successor)
+    # Even with a lease (as if its clock had stood still) the fence of the attempt holds.
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "UPDATE jobs_worker SET lease_until = now() + interval '1 minute' WHERE id = %s", [zombie]
+        )
+
+    refused = write(
+        zombie,
+        events=[log_line(old)],
+        steps=[step_row(old, "load#1", ended=True)],
+        settlements=[settlement(old, offset=2, result='"late"')],
+    )
+
+    assert refused.refused == {(old.id, old.attempt)}
+    assert not refused.settled
+    assert new.attempt == old.attempt + 1
+    assert types(old.id) == ["job.queued", "job.started", "job.queued", "job.started"]
+    assert not Step.objects.exists()
+    assert Job.objects.get(id=old.id).status == "running"
+
+
+def test_the_sweep_returns_jobs_of_a_dead_worker_at_their_old_place_and_keeps_history() -> None:
+    make_job()
+    later = make_job()
+    dead, alive = make_worker(), make_worker()
+    job = claim_one(dead)
+    write(dead, events=[log_line(job, 1), log_line(job, 2)])
+    end_lease(dead)
+
+    swept = queries.sweep()
+
+    assert swept.requeued == (job.id,)
+    attempt = Attempt.objects.get(job_id=job.id)
+    assert (attempt.outcome, attempt.worker_id) == ("lost", dead)
+    again = claim_one(alive)
+    assert (again.id, again.attempt, again.lost_count) == (job.id, 2, 1)
+    assert again.last_seq == 6
+    assert seqs(job.id) == [1, 2, 3, 4, 5, 6]
+    assert claim_one(alive).id == later.id
+
+
+def test_the_sweep_leaves_live_workers_alone() -> None:
+    make_job()
+    worker_id = make_worker()
+    job = claim_one(worker_id)
+
+    assert queries.sweep() == queries.Swept()
+    assert Job.objects.get(id=job.id).worker_id == worker_id
+
+
+def test_a_sweep_waits_for_a_write_that_has_begun(pool: ThreadPoolExecutor) -> None:
+    make_job()
+    worker_id = make_worker()
+    job = claim_one(worker_id)
+
+    with transaction.atomic(), connection.cursor() as cursor:
+        queries.lock_lease(cursor, worker_id)
+        end_lease_elsewhere = pool.submit(in_thread, end_lease, worker_id)
+        end_lease_elsewhere.result(10)  # no conflict: a heartbeat's update passes the key share
+        swept = pool.submit(in_thread, queries.sweep).result(10)
+
+        assert swept == queries.Swept()  # the worker's row is locked by its own write
+    assert queries.sweep().requeued == (job.id,)
+
+
+def test_a_job_that_takes_three_workers_down_fails_and_runs_alone_before() -> None:
+    make_job()
+    for losses in range(3):
+        worker_id = make_worker()
+        usual = queries.claim(worker_id, queue="default", limit=5)
+        alone = queries.claim(worker_id, queue="default", limit=1, suspects=True)
+        assert (len(usual), len(alone)) == ((1, 0) if losses < 2 else (0, 1))
+        end_lease(worker_id)
+        queries.sweep()
+
+    job = Job.objects.get()
+    assert (job.status, job.status_reason, job.error["code"]) == ("failed", "worker_lost", "worker_lost")
+    assert [attempt.outcome for attempt in Attempt.objects.order_by("number")] == ["lost"] * 3
+
+
+def test_a_durable_step_ends_a_row_of_losses() -> None:
+    from jobs.batch import Batch
+    from jobs.batch import write as write_batch
+
+    make_job()
+    first, second = make_worker(), make_worker()
+    claim_one(first)
+    end_lease(first)
+    queries.sweep()
+    job = claim_one(second)
+
+    write_batch(
+        second,
+        Batch(steps=[step_row(job, "load#1", ended=True, result=1)], durable_steps={(job.id, job.attempt)}),
+    )
+
+    assert Job.objects.get().lost_count == 0
+
+
+def test_a_step_with_a_durable_end_is_never_written_over() -> None:
+    make_job()
+    worker_id = make_worker()
+    job = claim_one(worker_id)
+
+    write(worker_id, steps=[step_row(job, "load#1", ended=False)])
+    write(worker_id, steps=[step_row(job, "load#1", ended=True, result="first")])
+    write(worker_id, steps=[step_row(job, "load#1", ended=True, result="second")])
+
+    assert Step.objects.get().result == "first"
+
+
+def test_only_completed_wins_against_a_requested_cancel() -> None:
+    worker_id = make_worker()
+    endings = {
+        "completed": (Job.Status.COMPLETED, Attempt.Outcome.COMPLETED, {}),
+        "failed": (Job.Status.FAILED, Attempt.Outcome.FAILED, {"error": {"code": "x", "message": "y"}}),
+        "retried": (Job.Status.SCHEDULED, Attempt.Outcome.FAILED, {"retry_after": timedelta(seconds=9)}),
+        "handed back": (Job.Status.QUEUED, Attempt.Outcome.HANDED_BACK, {}),
+        "suspended": (Job.Status.WAITING_FOR_INPUT, Attempt.Outcome.SUSPENDED, {"questions": (question(),)}),
+    }
+    ends: dict[str, str] = {}
+    for name, (status, outcome, fields) in endings.items():
+        make_job()
+        job = claim_one(worker_id)
+        services.cancel(job.id, by=make_caller())
+        written = write(worker_id, settlements=[settlement(job, status, outcome, result="1", **fields)])
+        ends[name] = written.settled[(job.id, job.attempt)]
+
+    assert ends.pop("completed") == "completed"
+    assert set(ends.values()) == {"cancelled"}
+
+
+def test_a_cancelled_job_of_a_dead_worker_is_not_run_again() -> None:
+    make_job()
+    worker_id = make_worker()
+    job = claim_one(worker_id)
+    services.cancel(job.id, by=make_caller())
+    end_lease(worker_id)
+
+    swept = queries.sweep()
+
+    assert swept.ended == (job.id,)
+    assert Job.objects.get().status == "cancelled"
+
+
+def test_a_retry_waits_and_keeps_its_place() -> None:
+    make_job()
+    worker_id = make_worker()
+    job = claim_one(worker_id)
+    error = {"code": "agent_error", "message": "boom"}
+    write(
+        worker_id,
+        settlements=[
+            settlement(
+                job,
+                Job.Status.SCHEDULED,
+                Attempt.Outcome.FAILED,
+                reason="retry_backoff",
+                error=error,
+                counts_as_failure=True,
+                retry_after=timedelta(seconds=60),
+            )
+        ],
+    )
+    stored = Job.objects.get()
+    assert (stored.status, stored.failed_count, stored.error) == ("scheduled", 1, None)
+
+    assert queries.promote() == frozenset()
+    Job.objects.update(run_at=timezone.now())
+    assert queries.promote() == {"default"}
+
+    after = Job.objects.get()
+    assert (after.status, after.sort_at) == ("queued", stored.sort_at)
+    assert types(job.id) == ["job.queued", "job.started", "job.retrying", "job.queued"]
+
+
+def test_deadlines_of_jobs_that_do_not_run_are_enforced_by_any_worker() -> None:
+    queued, running = make_job(), make_job()
+    Job.objects.filter(id=queued.id).update(sort_at=timezone.now() + timedelta(hours=1))
+    claim_one(make_worker())
+    Job.objects.update(deadline_at=timezone.now() - timedelta(seconds=1))
+
+    failed = queries.fail_overdue()
+
+    assert failed == [queued.id]
+    assert Job.objects.get(id=queued.id).error["code"] == "deadline"
+    assert Job.objects.get(id=running.id).status == "running"
+
+
+def test_questions_come_to_exist_with_the_wait() -> None:
+    make_job()
+    worker_id = make_worker()
+    job = claim_one(worker_id)
+
+    ask(worker_id, job, question("ask#1"), question("ask#2"))
+
+    stored = Job.objects.get()
+    assert (stored.status, stored.worker_id, stored.last_seq) == ("waiting_for_input", None, 5)
+    assert types(job.id)[2:] == ["question.opened", "question.opened", "job.waiting"]
+    assert stored.questions.filter(status="open").count() == 2
+
+
+def test_a_wait_whose_questions_are_all_answered_goes_on_at_once() -> None:
+    make_job()
+    worker_id = make_worker()
+    job = claim_one(worker_id)
+    ask(worker_id, job, question("ask#1"))
+    services.respond(job.id, by=make_caller(), answer="because")
+    again = claim_one(worker_id)
+
+    ask(worker_id, again, question("ask#1"))
+
+    assert Job.objects.get().status == "queued"
+    assert seqs(job.id) == list(range(1, Job.objects.get().last_seq + 1))
+
+
+# --- what the database refuses whatever the code does ---
+
+
+def test_the_database_refuses_any_change_of_a_final_job() -> None:
+    make_job()
+    worker_id = make_worker()
+    job = claim_one(worker_id)
+    write(worker_id, settlements=[settlement(job, result="1")])
+
+    for change in ({"result": 2}, {"status": "queued", "finished_at": None}, {"progress": 0.5}):
+        with pytest.raises(IntegrityError, match="never changes"):
+            Job.objects.update(**change)
+
+
+def test_the_database_refuses_a_backward_attempt_and_unknown_edges() -> None:
+    make_job()
+    claim_one(make_worker())
+
+    with pytest.raises(IntegrityError, match="never go back"):
+        Job.objects.update(attempt=0)
+    with pytest.raises(IntegrityError, match="no such edge"):
+        Job.objects.update(status="rejected", worker_id=None, finished_at=timezone.now())
+
+
+def test_the_database_refuses_states_without_what_they_need() -> None:
+    make_job()
+
+    with pytest.raises(IntegrityError, match="job_running_has_worker"):
+        Job.objects.update(status="running", attempt=1)
+    with pytest.raises(IntegrityError, match="job_final_is_finished"):
+        Job.objects.update(status="failed")
+    with pytest.raises(IntegrityError, match="job_result_if_completed"):
+        Job.objects.update(result=1)
+
+
+def test_the_database_refuses_a_changed_event() -> None:
+    make_job()
+
+    with pytest.raises(IntegrityError, match="an event never changes"):
+        Event.objects.update(message="other")
+
+
+def test_partitions_are_made_once_and_take_new_events() -> None:
+    made = queries.ensure_partitions(weeks_ahead=1)
+
+    assert queries.ensure_partitions(weeks_ahead=1) == []
+    job = make_job()
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT tableoid::regclass::text FROM jobs_event WHERE job_id = %s", [job.id])
+        assert cursor.fetchone()[0].strip('"') in (*made, *_partitions())
+        for name in made:
+            cursor.execute(f'DROP TABLE "{name}"')
+
+
+def _partitions() -> list[str]:
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT inhrelid::regclass::text FROM pg_inherits WHERE inhparent = 'jobs_event'::regclass"
+        )
+        return [row[0].strip('"') for row in cursor.fetchall() if "default" not in row[0]]
