@@ -254,11 +254,12 @@ class Swept:
     queues: frozenset[str] = frozenset()
 
 
-def sweep(*, workers: int = 5, jobs: int = 500) -> Swept:
+def sweep(*, workers: int = 5, jobs: int = 500, after_start: float | None = None) -> Swept:
     """Return the jobs of dead workers to the queue at their old place, each with an attempt marked lost.
 
-    Waits one lease after the server's own start, so that an outage of PostgreSQL charges nobody.
+    Waits `after_start` seconds (one lease) from the server's own start, so that an outage charges nobody.
     """
+    quiet = settings.ENGINE_LEASE_SECONDS if after_start is None else after_start
     with transaction.atomic(), connection.cursor() as cursor:
         # The worker row is locked before its jobs: from here on none of its writes can begin (I3).
         cursor.execute(
@@ -270,7 +271,7 @@ def sweep(*, workers: int = 5, jobs: int = 500) -> Swept:
                AND EXISTS (SELECT 1 FROM jobs_job WHERE worker_id = worker.id AND status = 'running')
              LIMIT %s FOR UPDATE SKIP LOCKED
             """,
-            [settings.ENGINE_LEASE_SECONDS, workers],
+            [quiet, workers],
         )
         dead = [row[0] for row in cursor.fetchall()]
         if not dead:

@@ -35,18 +35,27 @@ class Notifier:
         self._pending: dict[str, set[str]] = {}
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
+        self._stopped = False
 
     def send(self, channel: str, items: Iterable[str]) -> None:
         """Hint at these items soon."""
         with self._lock:
             self._pending.setdefault(channel, set()).update(items)
             if self._thread is None or not self._thread.is_alive():
+                self._stopped = False
                 self._thread = threading.Thread(target=self._run, name="wakeups", daemon=True)
                 self._thread.start()
         self._wake.set()
 
+    def stop(self) -> None:
+        """Close the connection; the next `send` opens another."""
+        self._stopped = True
+        self._wake.set()
+        if self._thread is not None:
+            self._thread.join()
+
     def _run(self) -> None:
-        while True:
+        while not self._stopped:
             try:
                 with psycopg.connect(direct_dsn(), autocommit=True) as connection:
                     connection.execute("SET synchronous_commit = off")
@@ -57,7 +66,7 @@ class Notifier:
                 time.sleep(RETRY_SECONDS)
 
     def _serve(self, connection: psycopg.Connection) -> None:
-        while True:
+        while not self._stopped:
             self._wake.wait()
             self._wake.clear()
             for channel, payload in self._take():

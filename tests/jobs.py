@@ -68,6 +68,11 @@ def end_lease(worker_id: UUID) -> None:
     Worker.objects.filter(id=worker_id).update(lease_until=timezone.now() - timedelta(seconds=1))
 
 
+def sweep() -> queries.Swept:
+    """Sweep as if the database had been up for long."""
+    return queries.sweep(after_start=0)
+
+
 def claim_one(worker_id: UUID) -> queries.Claimed:
     """Claim one job of the default queue."""
     (job,) = queries.claim(worker_id, queue="default", limit=1)
