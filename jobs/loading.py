@@ -7,13 +7,27 @@ from uuid import UUID
 from django.db import connection
 
 from agents.models import AgentVersion
-from jobs import models
+from jobs import models, queries
 from jobs.execution.outcomes import StoredFile
 from jobs.execution.ports import AgentSpec, ClaimedJob, InputFile, Journal, JournalStep
 from jobs.queries import Claimed
 
 
-def details(job: Claimed) -> ClaimedJob:
+def claim(
+    worker_id: UUID, *, queue: str, limit: int, suspects: bool = False
+) -> list[tuple[Claimed, AgentSpec]]:
+    """Claim jobs (`queries.claim`), each with the agent that it is pinned to."""
+    jobs = queries.claim(worker_id, queue=queue, limit=limit, suspects=suspects)
+    return [(job, _agent(job.agent_version_id)) for job in jobs]
+
+
+def claimed_again(worker_id: UUID, job_id: UUID, attempt: int) -> tuple[Claimed, AgentSpec] | None:
+    """What an earlier claim took (`queries.claimed_again`), with its agent."""
+    job = queries.claimed_again(worker_id, job_id, attempt)
+    return None if job is None else (job, _agent(job.agent_version_id))
+
+
+def details(job: Claimed, agent: AgentSpec) -> ClaimedJob:
     """Everything that one attempt of this job is run with."""
     lines, size = _logged(job.id) if job.attempt > 1 else (0, 0)
     return ClaimedJob(
@@ -22,7 +36,7 @@ def details(job: Claimed) -> ClaimedJob:
         attempt=job.attempt,
         task=job.task,
         input=job.input,
-        agent=_agent(job.agent_version_id),
+        agent=agent,
         files=_files(job.id),
         journal=_journal(job.id) if job.attempt > 1 else Journal(),
         timeout_seconds=job.timeout_seconds,

@@ -3,11 +3,11 @@
 import random
 from datetime import timedelta
 from typing import Any
-from uuid import UUID
 
 from jobs.batch import Settlement
 from jobs.execution import outcomes
 from jobs.execution.outcomes import Outcome
+from jobs.execution.ports import AgentSpec
 from jobs.models import Attempt, Job
 from jobs.queries import MOST_LOSSES, Claimed
 from jobs.recorder import AttemptRecorder, Clock, to_json
@@ -23,7 +23,7 @@ def backoff(failures: int) -> timedelta:
 
 
 def settlement(
-    outcome: Outcome, *, job: Claimed, agent_id: UUID | None, recorder: AttemptRecorder, clock: Clock
+    outcome: Outcome, job: Claimed, agent: AgentSpec, *, recorder: AttemptRecorder, clock: Clock
 ) -> Settlement:
     """The row changes that this outcome means. Cancel requests are looked at when it is written (`batch.py`)."""
     to: dict[str, Any]
@@ -53,7 +53,7 @@ def settlement(
         job_id=job.id,
         attempt=job.attempt,
         project_id=job.project_id,
-        agent_id=agent_id,
+        agent_id=agent.agent_id,
         queue=job.queue,
         next_seq=recorder.next_seq,
         due_at=job.due_at,

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import psycopg
 from django.conf import settings
@@ -30,7 +30,7 @@ from jobs import loading, queries, services, wakeups
 from jobs.batch import AttemptKey
 from jobs.execution import attempt, outcomes
 from jobs.execution.outcomes import Outcome
-from jobs.execution.ports import AttemptControl, LeaseLostError
+from jobs.execution.ports import AgentSpec, AttemptControl, LeaseLostError
 from jobs.queries import Claimed, WorkerLeaseLost
 from jobs.recorder import AttemptRecorder, Clock, Writer
 from jobs.sandboxes.base import Provider, ProviderHealth
@@ -60,15 +60,21 @@ class Options:
     listen: bool = True  # off: polling alone
 
 
-@dataclass
+@dataclass(eq=False)
 class Running:
     """One job in progress here."""
 
     job: Claimed
+    agent: AgentSpec
     recorder: AttemptRecorder
     control: AttemptControl
     task: asyncio.Task[None] | None = None
     overdue: bool = False  # its deadline passed while it ran
+
+    @property
+    def key(self) -> AttemptKey:
+        """Its fence."""
+        return (self.job.id, self.job.attempt)
 
 
 @dataclass
@@ -325,9 +331,24 @@ class Incarnation:
                 free = self.options.concurrency - len(self.running)
                 if free <= 0:
                     return
-                for job in await self._in_database(queries.claim, self.id, queue=queue, limit=free):
-                    self._start(job)
-                    took = True
+                took = await self._take(queue, free) or took
+
+    async def _take(self, queue: str, free: int, *, suspects: bool = False) -> bool:
+        """Claim up to `free` jobs and begin them; whether there were any."""
+        claimed = await self._in_database(loading.claim, self.id, queue=queue, limit=free, suspects=suspects)
+        entries = [Running(job, agent, self._recorder(job), AttemptControl()) for job, agent in claimed]
+        self.running |= {entry.key: entry for entry in entries}
+        if entries:
+            self._idle.clear()
+        at_once: list[Running] = []
+        for entry in entries:
+            if entry.agent.kind == "noop" and not entry.job.input:
+                at_once.append(entry)
+            else:
+                entry.task = self._loop.create_task(self._run_job(entry))
+        if at_once:
+            self._end_at_once(at_once)
+        return bool(entries)
 
     async def _queues(self) -> list[str]:
         """The queues to look at, in another order each time so that none is always last."""
@@ -346,9 +367,8 @@ class Incarnation:
         if self.running:
             return time.monotonic() - self._suspect_since > SUSPECT_PATIENCE_SECONDS
         for queue in due & set(queues):
-            for job in await self._in_database(queries.claim, self.id, queue=queue, limit=1, suspects=True):
-                self._alone = True
-                self._start(job)
+            self._alone = await self._take(queue, 1, suspects=True)
+            if self._alone:
                 return True
         return False
 
@@ -357,43 +377,56 @@ class Incarnation:
     def _recorder(self, job: Claimed) -> AttemptRecorder:
         return AttemptRecorder(self.writer, job, self._clock)
 
-    def _start(self, job: Claimed) -> None:
-        entry = Running(job, self._recorder(job), AttemptControl())
-        self.running[(job.id, job.attempt)] = entry
-        self._idle.clear()
-        entry.task = self._loop.create_task(self._run_job(entry))
+    def _end_at_once(self, entries: list[Running]) -> None:
+        """No-op agents end where they begin: they measure the queue, not a sandbox."""
+        settlements = [
+            settlement(
+                outcomes.Completed({}), entry.job, entry.agent, recorder=entry.recorder, clock=self._clock
+            )
+            for entry in entries
+        ]
+        self.writer.add(len(settlements), urgent=True).settlements.extend(settlements)
+        written = self.writer.durable(entries[0].key)
+
+        def finished(future: asyncio.Future[str | None]) -> None:
+            if not future.cancelled():
+                future.exception()  # a refused one is its next holder's to tell
+            self._finished(*(entry.key for entry in entries))
+
+        written.add_done_callback(finished)
 
     async def _run_job(self, entry: Running) -> None:
-        job, key = entry.job, (entry.job.id, entry.job.attempt)
+        job, key = entry.job, entry.key
         timer = self._deadline_timer(entry)
-        agent_id: UUID | None = None
         try:
-            details = await self._in_database(loading.details, job)
-            agent_id = details.agent.agent_id
-            entry.recorder.continue_journal(details.journal)
-            outcome = await attempt.run_attempt(details, entry.recorder, self.provider, entry.control)
-            await self._settle(entry.recorder, job, agent_id, self._judged(entry, outcome))
+            await self._settle(entry, self._judged(entry, await self._outcome(entry)))
         except LeaseLostError:
             log.warning("Job %s attempt %s lost its lease; its late write was refused.", *key)
         except asyncio.CancelledError:
             if not self._lost.is_set():
-                await self._settle(entry.recorder, job, agent_id, outcomes.HandedBack("the worker stopped"))
+                await self._settle(entry, outcomes.HandedBack("the worker stopped"))
         except (DatabaseError, InterfaceError) as error:
             log.warning("Job %s could not be loaded, it goes back: %s", job.id, str(error).strip())
-            await self._settle(
-                entry.recorder, job, agent_id, outcomes.HandedBack("the database did not answer")
-            )
+            await self._settle(entry, outcomes.HandedBack("the database did not answer"))
         except Exception as error:  # the outer loop: one job's fault in our code must not stop the worker
             log.exception("Job %s met a fault of the platform.", job.id)
             message = f"Engine itself failed: {type(error).__name__}."
             failed = outcomes.Failed(
                 "platform_error", message, remedy="See the worker's log for the traceback."
             )
-            await self._settle(entry.recorder, job, agent_id, failed)
+            await self._settle(entry, failed)
         finally:
             if timer is not None:
                 timer.cancel()
             self._finished(key)
+
+    async def _outcome(self, entry: Running) -> Outcome:
+        if entry.agent.kind == "noop":
+            await asyncio.sleep(float(entry.job.input.get("seconds", 0)))
+            return outcomes.Completed({})
+        details = await self._in_database(loading.details, entry.job, entry.agent)
+        entry.recorder.continue_journal(details.journal)
+        return await attempt.run_attempt(details, entry.recorder, self.provider, entry.control)
 
     def _deadline_timer(self, entry: Running) -> asyncio.TimerHandle | None:
         """A running job's deadline is its lease holder's to enforce."""
@@ -417,18 +450,17 @@ class Incarnation:
             self._beat_now.set()
         return outcome
 
-    async def _settle(
-        self, recorder: AttemptRecorder, job: Claimed, agent_id: UUID | None, outcome: Outcome
-    ) -> None:
+    async def _settle(self, entry: Running, outcome: Outcome) -> None:
         if isinstance(outcome, outcomes.LeaseLost):
             return
         with contextlib.suppress(LeaseLostError):
-            row = settlement(outcome, job=job, agent_id=agent_id, recorder=recorder, clock=self._clock)
-            await asyncio.shield(recorder.settle(row))
+            row = settlement(outcome, entry.job, entry.agent, recorder=entry.recorder, clock=self._clock)
+            await asyncio.shield(entry.recorder.settle(row))
 
-    def _finished(self, key: AttemptKey) -> None:
-        self.running.pop(key, None)
-        self.writer.forget(key)
+    def _finished(self, *keys: AttemptKey) -> None:
+        for key in keys:
+            self.running.pop(key, None)
+            self.writer.forget(key)
         if not self.running:
             self._alone = False
             self._idle.set()
