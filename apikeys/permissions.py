@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from rest_framework.views import APIView  # it imports this module: DEFAULT_..._CLASSES
 
 
+METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE"})
+
+
 class HasScope(BasePermission):
     """Reads `view.required_scope`: a Scope, or a dict from method to Scope.
 
@@ -27,7 +30,7 @@ class HasScope(BasePermission):
         if not isinstance(by, Caller):
             raise NotAuthenticated
         method = "GET" if request.method == "HEAD" else str(request.method)
-        if not hasattr(view, method.lower()):
+        if method not in METHODS or not hasattr(view, method.lower()):
             return True  # nothing is there to protect: the answer is a 405
         scope = required_scope(view, method)
         if scope is None:
