@@ -36,59 +36,12 @@ HEAD_BYTES = 256 * 1024
 
 YES = {"yes", "y", "yep", "yeah", "ok", "okay", "sure", "proceed", "continue", "go", "sample", "demo"}
 NO = {"no", "n", "nope", "stop", "cancel", "nothing", "none"}
-FILLER = set(
-    [
-        "a",
-        "ahead",
-        "analyse",
-        "analysis",
-        "analyze",
-        "and",
-        "chart",
-        "convert",
-        "data",
-        "demo",
-        "do",
-        "document",
-        "example",
-        "file",
-        "for",
-        "it",
-        "job",
-        "just",
-        "log",
-        "me",
-        "my",
-        "on",
-        "page",
-        "please",
-        "profile",
-        "report",
-        "reviews",
-        "run",
-        "shipped",
-        "show",
-        "start",
-        "summarise",
-        "summarize",
-        "summary",
-        "table",
-        "text",
-        "thank",
-        "thanks",
-        "that",
-        "the",
-        "then",
-        "this",
-        "to",
-        "try",
-        "use",
-        "using",
-        "with",
-        "you",
-        "your",
-    ]
-)
+FILLER = {
+    "a", "ahead", "analyse", "analysis", "analyze", "and", "chart", "convert", "data", "demo", "do", "document",
+    "example", "file", "for", "it", "job", "just", "log", "me", "my", "on", "page", "please", "profile", "report",
+    "reviews", "run", "shipped", "show", "start", "summarise", "summarize", "summary", "table", "text", "thank",
+    "thanks", "that", "the", "then", "this", "to", "try", "use", "using", "with", "you", "your",
+}  # fmt: skip
 
 
 def choose_file(task: str, *, what: str, sample: str) -> tuple[Path, str]:

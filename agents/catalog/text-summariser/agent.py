@@ -7,18 +7,7 @@ from documents import to_markdown
 from engine_agent import log, outputs_dir, progress, step
 from files import choose_file, input_files, text_in_task
 
-NUMBERS = {
-    "one": 1,
-    "two": 2,
-    "three": 3,
-    "four": 4,
-    "five": 5,
-    "six": 6,
-    "seven": 7,
-    "eight": 8,
-    "nine": 9,
-    "ten": 10,
-}
+NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 
 def main(task, inputs):
@@ -75,7 +64,7 @@ def wanted_in(task):
     )
     if match is None:
         return None
-    return min(max(NUMBERS.get(match[1]) or int(match[1]), 1), 50)
+    return min(max(NUMBERS.index(match[1]) + 1 if match[1] in NUMBERS else int(match[1]), 1), 50)
 
 
 def markdown(result):
