@@ -463,8 +463,8 @@ def _insert_questions(
                 """
                 INSERT INTO jobs_question (id, job_id, project_id, attempt, key, kind, prompt, choices, schema, details,
                     has_default, "default", assignees, expires_at, on_timeout, status, answered_by, answered_via)
-                VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, statement_timestamp() + %s, %s,
-                    'open', '', '')
+                VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s,
+                    statement_timestamp() + make_interval(secs => %s), %s, 'open', '', '')
                 ON CONFLICT (job_id, key) DO NOTHING
                 """,
                 [
@@ -481,7 +481,7 @@ def _insert_questions(
                     question.has_default,
                     json.dumps(question.default) if question.has_default else None,
                     question.assignees,
-                    question.expires_in,
+                    None if question.expires_in is None else question.expires_in.total_seconds(),
                     question.on_timeout,
                 ],
             )

@@ -187,7 +187,12 @@ def claim(worker_id: UUID, *, queue: str, limit: int, suspects: bool = False) ->
     `suspects` takes jobs that were lost twice in a row instead: they may be what kills workers, so they run alone.
     Raises WorkerLeaseLost.
     """
-    params = {"worker_id": worker_id, "queue": queue, "limit": limit, "suspect_losses": SUSPECT_LOSSES}
+    params: dict[str, Any] = {
+        "worker_id": worker_id,
+        "queue": queue,
+        "limit": limit,
+        "suspect_losses": SUSPECT_LOSSES,
+    }
     with transaction.atomic(), connection.cursor() as cursor:
         lock_lease(cursor, worker_id)
         cursor.execute(CLAIM_SUSPECT if suspects else CLAIM_USUAL, params)
@@ -236,7 +241,9 @@ def claimed_again(worker_id: UUID, job_id: UUID, attempt: int) -> Claimed | None
 
 
 def _claimed(row: tuple[Any, ...]) -> Claimed:
-    return Claimed(*row[:5], _json(row[5]), *row[6:14], _json(row[14]), *row[15:])
+    values = list(row)
+    values[5], values[14] = _json(row[5]), _json(row[14])
+    return Claimed(*values)
 
 
 def _json(value: Any) -> Any:
@@ -434,13 +441,12 @@ def append_event(
     )
 
 
-def supersede_questions(cursor: CursorWrapper, job_id: UUID) -> int:
+def supersede_questions(cursor: CursorWrapper, job_id: UUID) -> None:
     """Close what a job that ends still asked."""
     cursor.execute(
         "UPDATE jobs_question SET status = %s WHERE job_id = %s AND status = 'open'",
         [Question.Status.SUPERSEDED, job_id],
     )
-    return cursor.rowcount
 
 
 def ensure_partitions(*, weeks_ahead: int = 2) -> list[str]:

@@ -1,10 +1,11 @@
 """The queue: claims, fences, batches, sweeps, timers, each on a real PostgreSQL."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from itertools import chain
+from typing import Any, TypeVar
 from uuid import UUID
 
 import pytest
@@ -30,19 +31,16 @@ from tests.jobs import (
     write,
 )
 
+T = TypeVar("T")
 pytestmark = pytest.mark.django_db(transaction=True)
 
 
-def in_thread(function, *args, **kwargs):  # type: ignore[no-untyped-def]
+def in_thread(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
     """Run on a connection of its own, closed again by the thread that opened it."""
-
-    def call():  # type: ignore[no-untyped-def]
-        try:
-            return function(*args, **kwargs)
-        finally:
-            connections.close_all()
-
-    return call()
+    try:
+        return function(*args, **kwargs)
+    finally:
+        connections.close_all()
 
 
 @pytest.fixture
@@ -244,7 +242,11 @@ def test_a_job_that_takes_three_workers_down_fails_and_runs_alone_before() -> No
         sweep()
 
     job = Job.objects.get()
-    assert (job.status, job.status_reason, job.error["code"]) == ("failed", "worker_lost", "worker_lost")
+    assert (job.status, job.status_reason, (job.error or {})["code"]) == (
+        "failed",
+        "worker_lost",
+        "worker_lost",
+    )
     assert [attempt.outcome for attempt in Attempt.objects.order_by("number")] == ["lost"] * 3
 
 
@@ -281,7 +283,7 @@ def test_a_step_with_a_durable_end_is_never_written_over() -> None:
 
 def test_only_completed_wins_against_a_requested_cancel() -> None:
     worker_id = make_worker()
-    endings = {
+    endings: dict[str, tuple[Job.Status, Attempt.Outcome, dict[str, Any]]] = {
         "completed": (Job.Status.COMPLETED, Attempt.Outcome.COMPLETED, {}),
         "failed": (Job.Status.FAILED, Attempt.Outcome.FAILED, {"error": {"code": "x", "message": "y"}}),
         "retried": (Job.Status.SCHEDULED, Attempt.Outcome.FAILED, {"retry_after": timedelta(seconds=9)}),
@@ -353,7 +355,7 @@ def test_deadlines_of_jobs_that_do_not_run_are_enforced_by_any_worker() -> None:
     failed = queries.fail_overdue()
 
     assert failed == [queued.id]
-    assert Job.objects.get(id=queued.id).error["code"] == "deadline"
+    assert (Job.objects.get(id=queued.id).error or {})["code"] == "deadline"
     assert Job.objects.get(id=running.id).status == "running"
 
 
@@ -393,8 +395,13 @@ def test_the_database_refuses_any_change_of_a_final_job() -> None:
     job = claim_one(worker_id)
     write(worker_id, settlements=[settlement(job, result="1")])
 
-    for change in ({"result": 2}, {"status": "queued", "finished_at": None}, {"progress": 0.5}):
-        with pytest.raises(IntegrityError, match="never changes|no such edge"):
+    changes: tuple[dict[str, Any], ...] = (
+        {"result": 2},
+        {"status": "queued", "finished_at": None},
+        {"progress": 0.5},
+    )
+    for change in changes:
+        with pytest.raises(IntegrityError, match=r"never changes|no such edge"):
             Job.objects.update(**change)
 
 
