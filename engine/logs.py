@@ -28,10 +28,14 @@ class AddFields(logging.Filter):
         return True
 
 
+def printable(text: str) -> str:
+    """The text as one line without effect on a terminal: control characters are shown, not sent."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 class OneLine(logging.Formatter):
     """A record as one line, so that no text from outside can pass for a line of ours (tracebacks excepted)."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        """The formatted line with control characters made visible."""
-        line = super().formatMessage(record)
-        return line if line.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
+        """The formatted line with nothing in it that is not printable."""
+        return printable(super().formatMessage(record))

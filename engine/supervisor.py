@@ -42,7 +42,7 @@ class Child:
                 stderr=subprocess.STDOUT if output else None,
                 pass_fds=self.pass_fds,
                 process_group=0,  # Ctrl+C is for the supervisor, which then drains its children in order
-                preexec_fn=die_with_parent(),
+                preexec_fn=die_with_parent(os.getpid()),
             )
         self.started = time.monotonic()
 
@@ -134,16 +134,15 @@ def describe(code: int) -> str:
     return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
 
-def die_with_parent() -> Callable[[], None] | None:
-    """What a child does between fork and exec so that the kernel sends it SIGTERM when we die (Linux)."""
+def die_with_parent(parent: int) -> Callable[[], None] | None:
+    """What a child does, between fork and exec, so that the kernel sends it SIGTERM when `parent` dies (Linux)."""
     if not sys.platform.startswith("linux"):
         return None
     prctl = ctypes.CDLL(None).prctl
-    parent = os.getpid()
 
-    def between_fork_and_exec() -> None:
+    def ask() -> None:
         prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
         if os.getppid() != parent:
             os._exit(1)  # it died before we asked
 
-    return between_fork_and_exec
+    return ask
