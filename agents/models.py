@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 # Lower-case words joined by single hyphens: safe in a URL, in "slug@3" and in a file name.
 SLUG_PATTERN = r"^[a-z0-9]+(-[a-z0-9]+)*$"
-SLUG_MAX_LENGTH = 80
+SLUG_MAX_LENGTH = 63  # one DNS label, and what `agents:SLUG:run` takes
 
 
 class AgentQuerySet(models.QuerySet["Agent"]):

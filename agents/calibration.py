@@ -1,0 +1,150 @@
+"""Whether an agent fits, told from how the shipped background tasks score in the same registry.
+
+A fixed cut on the cosine does not carry over from one registry to the next (measured: it refuses 0 to 21 % of
+the tasks that no agent fits); a task's place among unfitting tasks does.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from dataclasses import asdict, dataclass
+from statistics import fmean, pstdev
+from typing import Any
+
+from django.db import connection, transaction
+from django.db.models import Max, QuerySet
+
+from agents import queries
+from agents.background import Background, tasks
+from agents.models import Agent, Calibration
+from agents.queries import Ranked
+from apikeys.callers import Caller
+
+# A registry is measured again once this share of its agents has changed. Measuring costs some 230 rankings.
+STALE_SHARE = 0.05
+# Above this a request does not wait for it: `manage.py embed_agents` measures.
+MAX_AGENTS_ON_REQUEST = 20_000
+
+# How much the words that agree, and the task's likeness to ordinary requests, count beside the meaning.
+COVERAGE_WEIGHT = 0.5
+NOVELTY_WEIGHT = 0.5
+# In a registry of a few agents most background tasks share no word with any: no spread to divide by.
+LEAST_SPREAD = {"cosine": 0.04, "coverage": 0.25, "novelty": 0.02}
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What speaks for the best agent of a task."""
+
+    cosine: float  # its meaning; 0 where there are no vectors
+    coverage: float  # summed idf of the words that agree, over the root of all the task's
+    novelty: float  # how little the task resembles ordinary requests; 0 where there are no vectors
+
+    @classmethod
+    def of(cls, ranked: Ranked, familiarity: float) -> Evidence:
+        """The evidence in one ranking."""
+        coverage = ranked.covered / math.sqrt(max(1.0, ranked.asked))
+        return cls(ranked.cosine or 0.0, coverage, -familiarity)
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """Mean and spread of each kind of evidence over the background tasks, and their signals in order."""
+
+    average_length: float
+    means: dict[str, float]
+    spreads: dict[str, float]
+    signals: list[float]
+
+    @classmethod
+    def over(cls, evidence: list[Evidence], average_length: float) -> Yardstick:
+        """The yardstick that these background tasks make."""
+        columns = {name: [getattr(one, name) for one in evidence] for name in LEAST_SPREAD}
+        means = {name: fmean(values) for name, values in columns.items()}
+        spreads = {name: max(LEAST_SPREAD[name], pstdev(values)) for name, values in columns.items()}
+        blank = cls(average_length, means, spreads, [])
+        return cls(average_length, means, spreads, sorted(blank.signal(one) for one in evidence))
+
+    def signal(self, evidence: Evidence) -> float:
+        """All evidence in one number."""
+        deviation = {
+            name: (getattr(evidence, name) - mean) / self.spreads[name] for name, mean in self.means.items()
+        }
+        return float(
+            deviation["cosine"]
+            + COVERAGE_WEIGHT * deviation["coverage"]
+            + NOVELTY_WEIGHT * deviation["novelty"]
+        )
+
+    def confidence(self, evidence: Evidence) -> float:
+        """Share of the background tasks with a weaker signal, 0 to 1: it means the same in every registry."""
+        return bisect_left(self.signals, self.signal(evidence)) / len(self.signals)
+
+
+def yardstick(
+    by: Caller, registry: QuerySet[Agent, Any], space: str, background: Background | None
+) -> Yardstick:
+    """The yardstick of what a caller sees in a space; measured anew when the registry has changed enough.
+
+    `registry` is what the caller sees, unfiltered; `space` is empty and `background` None where words alone decide.
+    """
+    stored = Calibration.objects.filter(project=by.project, space=space)
+    row = stored.values_list("id", "revision", "agents").first()
+    if row is not None and (row[2] > MAX_AGENTS_ON_REQUEST or not _is_stale(by, *row[1:])):
+        return _read(*row[:2])
+    with transaction.atomic():
+        if _takes_the_turn(by, space) or row is None:
+            return measure(by, registry, space, background)
+    return _read(*row[:2])  # another process is at it: the old one will do meanwhile
+
+
+def _is_stale(by: Caller, revision: int, agents: int) -> bool:
+    changed = Agent.objects.visible_to(by).filter(revision__gt=revision).count()
+    return changed > agents * STALE_SHARE
+
+
+def _takes_the_turn(by: Caller, space: str) -> bool:
+    owner = by.project.id if by.project else ""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT pg_try_advisory_xact_lock(hashtextextended(%s, 0))", [f"calibration {owner} {space}"]
+        )
+        (is_mine,) = cursor.fetchone() or (False,)
+    return bool(is_mine)
+
+
+def measure(
+    by: Caller, registry: QuerySet[Agent, Any], space: str, background: Background | None
+) -> Yardstick:
+    """Rank every background task of the yardstick in this registry, and keep what comes out."""
+    # Before the rankings: a change that comes in between makes the yardstick stale, not wrong.
+    revision = Agent.objects.visible_to(by).aggregate(highest=Max("revision"))["highest"] or 0
+    average_length = queries.average_length(registry)
+    all_tasks, size = tasks()
+    evidence = []
+    for index, task in enumerate(all_tasks[:size]):
+        vector = None if background is None else background.vectors[index]
+        familiarity = 0.0 if background is None else background.own_familiarity(index)
+        ranked = queries.rank(registry, task, vector, space=space, average_length=average_length, limit=1)
+        evidence.append(Evidence.of(ranked[0], familiarity) if ranked else Evidence(0.0, 0.0, -familiarity))
+    found = Yardstick.over(evidence, average_length)
+    row, _ = Calibration.objects.update_or_create(
+        project=by.project,
+        space=space,
+        defaults={"revision": revision, "agents": registry.count(), "values": asdict(found)},
+    )
+    _kept[row.id] = (revision, found)
+    return found
+
+
+# By row, the newest only. A row that was rolled back is never asked for again.
+_kept: dict[int, tuple[int, Yardstick]] = {}
+
+
+def _read(row_id: int, revision: int) -> Yardstick:
+    kept = _kept.get(row_id)
+    if kept is None or kept[0] != revision:
+        row = Calibration.objects.get(id=row_id)
+        kept = _kept[row_id] = (row.revision, Yardstick(**row.values))
+    return kept[1]

@@ -1,0 +1,221 @@
+"""Finds the agent for a task by meaning and words, says why, and knows when there is none."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+from django.conf import settings
+from django.db.models import BooleanField, ExpressionWrapper, F, Q, QuerySet, Value
+
+from agents import background, calibration, embeddings, indexing, queries
+from agents.background import Background
+from agents.calibration import Evidence
+from agents.embeddings import EmbedderUnavailable, Vector
+from agents.health import Health, health, success_rate, typical_duration, unavailable_kinds
+from agents.models import Agent, AgentStats, AgentVersion
+from agents.queries import Ranked
+from apikeys.callers import Caller
+
+logger = logging.getLogger(__name__)
+
+# What stands after this is not read: the model takes 256 tokens, and a task says early what it wants.
+MAX_TASK_CHARS = 8000
+MAX_LIMIT = 50
+# What past success may add to a score or take from it, in standard deviations of the candidates: it decides
+# between equals, and never lifts an agent over one that fits better.
+SUCCESS_PRIOR = 0.1
+# Below the project's cut nothing fits; from here on a match is sure.
+SURE = 0.95
+CUTS = {"q80": 0.80, "q90": 0.90}
+
+
+@dataclass(frozen=True)
+class Filters:
+    """Hard conditions on which agents are ranked at all."""
+
+    tags: Collection[str] = ()  # all of them
+    kinds: Collection[str] = ()  # one of them; empty: any
+    # The only slugs to choose from, for keys that may run single agents; None: any.
+    slugs: Collection[str] | None = None
+    # Rank agents too that cannot run now.
+    unavailable_too: bool = False
+
+
+@dataclass(frozen=True)
+class Matched:
+    """What of an agent agreed with the task."""
+
+    part: str | None  # description, skill or example; None where words alone decided
+    text: str | None
+    terms: list[str]  # lexemes, rarest first
+
+    def as_json(self) -> dict[str, Any]:
+        """As the API shows it."""
+        return {"part": self.part, "text": self.text, "terms": self.terms}
+
+
+@dataclass(frozen=True)
+class Result:
+    """One agent that was found."""
+
+    version: AgentVersion
+    score: float  # only comparable within one answer
+    confidence: float  # share of unfitting tasks that match their best agent less, 0 to 1
+    matched: Matched
+    health: Health
+    stats: AgentStats | None
+
+    def as_json(self) -> dict[str, Any]:
+        """As the API shows it."""
+        return {
+            "agent": self.version.agent.slug,
+            "version": self.version.number,
+            "name": self.version.name,
+            "score": round(self.score, 4),
+            "confidence": round(self.confidence, 3),
+            "matched": self.matched.as_json(),
+            "health": self.health.as_json(),
+            "success_rate": success_rate(self.stats),
+            "typical_duration_s": typical_duration(self.stats),
+        }
+
+
+@dataclass(frozen=True)
+class Discovery:
+    """The answer to "who can do this?"."""
+
+    decision: str  # match, weak_match or none
+    results: list[Result]  # best first; empty if the decision is none
+    nearest: list[Result] = field(
+        default_factory=list
+    )  # if it is none: who came closest, unavailable ones included
+    degraded: bool = False  # the embedding model was not there: ranked by words alone
+    space: str = ""  # the embedding space that was asked; empty if degraded
+
+    def as_json(self) -> dict[str, Any]:
+        """As the API shows it and jobs store it."""
+        return {
+            "decision": self.decision,
+            "results": [result.as_json() for result in self.results],
+            "nearest": [result.as_json() for result in self.nearest],
+            "degraded": self.degraded,
+            "space": self.space,
+        }
+
+
+def discover(by: Caller, task: str, *, limit: int = 5, filters: Filters | None = None) -> Discovery:
+    """Rank the agents that the caller sees for a task. Writes nothing but a calibration; any transaction will do.
+
+    Never fails for want of the embedding model: then words alone decide, and the answer says `degraded`.
+    """
+    task = task[:MAX_TASK_CHARS]
+    filters = filters or Filters()
+    view = _View.of(task)
+    everyone = _registry(by, Q())
+    yardstick = calibration.yardstick(by, everyone, view.space, view.background)
+
+    def ranked(eligible: Q) -> list[Result]:
+        found = queries.rank(
+            _registry(by, eligible),
+            task,
+            view.vector,
+            space=view.space,
+            average_length=yardstick.average_length,
+            limit=min(limit, MAX_LIMIT),
+            prior=SUCCESS_PRIOR if settings.ENGINE_SUCCESS_PRIOR else 0.0,
+        )
+        confidences = [yardstick.confidence(Evidence.of(one, view.familiarity)) for one in found]
+        return _results(found, confidences)
+
+    results = ranked(_conditions(filters))
+    decision = _decision(results, by)
+    nearest = []
+    if decision == "none":
+        results, nearest = (
+            [],
+            results if filters.unavailable_too else ranked(_conditions(filters, unavailable_too=True)),
+        )
+    return Discovery(decision, results, nearest, degraded=view.vector is None, space=view.space)
+
+
+def warm_up() -> None:
+    """Load the model before the first task comes."""
+    _View.of("Is the embedding model there?")
+
+
+@dataclass(frozen=True)
+class _View:
+    """A task as one space sees it; without a space, by its words alone."""
+
+    space: str = ""
+    vector: Vector | None = None
+    background: Background | None = None
+    familiarity: float = 0.0
+
+    @classmethod
+    def of(cls, task: str) -> _View:
+        space = indexing.active_space()
+        if space is None:
+            return cls()
+        try:
+            vector = _embed(space.name, task)
+            known = background.in_space(space.name, embeddings.of_space(space.name))
+        except EmbedderUnavailable as error:
+            logger.warning("Discovery is degraded: %s", error.detail)
+            return cls()
+        if vector.size != space.dims:
+            logger.warning("Discovery is degraded: %s has %d dimensions", space.name, vector.size)
+            return cls()
+        return cls(space.name, vector, known, known.familiarity(vector))
+
+
+@lru_cache(maxsize=1024)
+def _embed(space: str, task: str) -> Vector:
+    """The vector of a task, kept: the same task is often discovered and then submitted."""
+    vector = embeddings.of_space(space).embed_query(task)
+    vector.setflags(write=False)
+    return vector
+
+
+def _registry(by: Caller, eligible: Q) -> QuerySet[Agent, Any]:
+    """What the caller sees, in the columns that `queries.rank` wants."""
+    condition = ExpressionWrapper(eligible, output_field=BooleanField()) if eligible else Value(True)
+    agents = Agent.objects.visible_to(by).active().filter(current_version__isnull=False)
+    return agents.order_by().values(agent=F("id"), version=F("current_version"), eligible=condition)
+
+
+def _conditions(filters: Filters, *, unavailable_too: bool = False) -> Q:
+    conditions = Q()
+    if filters.tags:
+        conditions &= Q(current_version__tags__contains=list(filters.tags))
+    if filters.kinds:
+        conditions &= Q(current_version__kind__in=list(filters.kinds))
+    if filters.slugs is not None:
+        conditions &= Q(slug__in=list(filters.slugs))
+    if not (unavailable_too or filters.unavailable_too) and (kinds := unavailable_kinds()):
+        conditions &= ~Q(current_version__kind__in=kinds)
+    return conditions
+
+
+def _decision(results: list[Result], by: Caller) -> str:
+    cut = CUTS.get(by.project.discovery_cut, CUTS["q80"]) if by.project else CUTS["q80"]
+    if not results or results[0].confidence < cut:
+        return "none"
+    return "match" if results[0].confidence >= SURE else "weak_match"
+
+
+def _results(found: list[Ranked], confidences: list[float]) -> list[Result]:
+    versions = AgentVersion.objects.select_related("agent", "agent__stats").in_bulk(
+        [one.version for one in found]
+    )
+    results = []
+    for one, confidence in zip(found, confidences, strict=True):
+        version = versions[one.version]
+        stats = getattr(version.agent, "stats", None)
+        matched = Matched(one.part, one.text, one.terms or [])
+        results.append(Result(version, one.score, confidence, matched, health(version, stats), stats))
+    return results

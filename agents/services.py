@@ -1,0 +1,242 @@
+"""What callers may ask of the registry: register, change, archive, look. One function, one transaction."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from difflib import unified_diff
+from typing import Any
+
+from django.db import IntegrityError, transaction
+from django.db.models import F
+from django.db.models.functions import Now
+
+from agents import indexing
+from agents.cards import Card
+from agents.embeddings import Progress
+from agents.errors import AgentArchived, AgentIsShared, AgentNotFound
+from agents.indexing import Vectors
+from agents.models import Agent, AgentQuerySet, AgentVersion
+from apikeys.callers import Caller
+from apikeys.services import audit
+
+# Cards per embedding call of a bulk registration: what progress counts in.
+BULK_BATCH = 20
+MAX_VERSION = 2**31 - 1
+
+
+def register(by: Caller, card: Any) -> AgentVersion:
+    """Register an agent, or a new version of one that the caller's project owns; staff register shared ones.
+
+    Equal content makes no new version. Raises InvalidCard, and AgentArchived for a slug that is archived.
+    """
+    return put(by, card)[0]
+
+
+def put(by: Caller, card: Any) -> tuple[AgentVersion, bool]:
+    """As `register`; also says whether a version was made."""
+    checked = Card.parse(card)
+    unchanged = _unchanged(by, checked)
+    if unchanged is not None:
+        return unchanged, False
+    # Before the transaction: the model takes its time, and a row lock should not.
+    return _store(by, checked, indexing.prepare([checked]))
+
+
+def put_many(by: Caller, cards: Sequence[Any], progress: Progress) -> list[AgentVersion]:
+    """Register many cards; the first bad one stops before anything is stored. Raises as `register` does."""
+    checked = [Card.parse(card) for card in cards]
+    versions: list[AgentVersion] = []
+    progress(0, len(checked))
+    for start in range(0, len(checked), BULK_BATCH):
+        batch = checked[start : start + BULK_BATCH]
+        vectors = indexing.prepare(batch)
+        with transaction.atomic():
+            versions += [_store(by, card, vectors)[0] for card in batch]
+        progress(len(versions), len(checked))
+    return versions
+
+
+def resolve(by: Caller, ref: str) -> AgentVersion:
+    """The version that "slug" (the current one) or "slug@3" names.
+
+    Raises AgentNotFound, also for what the caller may not see, and AgentArchived.
+    """
+    found = re.fullmatch(r"(?P<slug>[a-z0-9-]{1,63})(@(?P<number>[0-9]{1,10}))?", ref)
+    if found is None:
+        raise AgentNotFound(f"{ref[:100]!r} is not of the form slug or slug@version")
+    agent = get(by, found["slug"])
+    if agent.status == Agent.Status.ARCHIVED:
+        raise AgentArchived(f"The agent {agent.slug} is archived", agent=agent.slug)
+    return version_of(agent, int(found["number"])) if found["number"] else _current(agent)
+
+
+def agents(by: Caller) -> AgentQuerySet:
+    """Every agent the caller sees, with what its JSON needs."""
+    registered = Agent.objects.visible_to(by).filter(current_version__isnull=False)
+    return registered.select_related("current_version", "stats", "project")
+
+
+def get(by: Caller, slug: str) -> Agent:
+    """One agent; for staff the shared one goes before projects'. Raises AgentNotFound."""
+    first = F("project").asc(nulls_first=True)
+    agent = agents(by).filter(slug=slug).order_by(first, "id").first()
+    if agent is None:
+        raise AgentNotFound(f"There is no agent {slug[:100]!r}")
+    return agent
+
+
+def version_of(agent: Agent, number: int) -> AgentVersion:
+    """One version of an agent. Raises AgentNotFound."""
+    versions = agent.versions.select_related("agent", "agent__stats", "agent__project")
+    version = versions.filter(number=number).first() if 1 <= number <= MAX_VERSION else None
+    if version is None:
+        raise AgentNotFound(f"The agent {agent.slug} has no version {number}")
+    return version
+
+
+def patch(by: Caller, slug: str, changes: dict[str, Any]) -> tuple[AgentVersion, bool]:
+    """A new version with some fields of the card replaced. Raises as `put` does, AgentNotFound and AgentIsShared."""
+    agent = _own(by, slug)
+    card = Card.of(_current(agent)).as_json()
+    if changes.get("slug", slug) != slug:
+        changes = {
+            **changes,
+            "slug": 0,
+        }  # a slug is an agent's identity: the card check says so with a pointer
+    checked = Card.parse({**card, **changes})
+    if checked.content_hash() == _current(agent).content_hash:
+        return _current(agent), False
+    return _store(by, checked, indexing.prepare([checked]), agent=agent)
+
+
+@transaction.atomic
+def archive(by: Caller, slug: str) -> Agent:
+    """Give the agent no more work and hide it from discovery; running jobs go on. Repeating it changes nothing.
+
+    Raises AgentNotFound, AgentIsShared.
+    """
+    agent = _lock(_own(by, slug))
+    if agent.status == Agent.Status.ACTIVE:
+        Agent.objects.filter(id=agent.id).update(status=Agent.Status.ARCHIVED, archived_at=Now())
+        audit(by, "agent.archived", f"agent:{agent.slug}", project=agent.project)
+    return get(by, slug)
+
+
+@transaction.atomic
+def restore(by: Caller, slug: str) -> Agent:
+    """Undo `archive`. Raises AgentNotFound, AgentIsShared."""
+    agent = _lock(_own(by, slug))
+    if agent.status == Agent.Status.ARCHIVED:
+        Agent.objects.filter(id=agent.id).update(status=Agent.Status.ACTIVE, archived_at=None)
+        audit(by, "agent.restored", f"agent:{agent.slug}", project=agent.project)
+    return get(by, slug)
+
+
+def diff(older: AgentVersion, newer: AgentVersion) -> dict[str, Any]:
+    """What changed between two versions: each field with both values, and source files as unified diffs."""
+    before, after = Card.of(older), Card.of(newer)
+    fields = [name for name in after.version_fields() if getattr(before, name) != getattr(after, name)]
+    return {
+        "from": older.number,
+        "to": newer.number,
+        "changes": [
+            {"field": name, "from": getattr(before, name), "to": getattr(after, name)}
+            for name in fields
+            if name != "source"
+        ],
+        "source": _source_diff(before.source, after.source),
+    }
+
+
+def export(by: Caller) -> list[dict[str, Any]]:
+    """The cards of the caller's own active agents (of the shared ones for staff), as `put_many` takes them."""
+    own = agents(by).active().filter(project=by.project).order_by("slug")
+    return [Card.of(_current(agent)).as_json() for agent in own.iterator(chunk_size=200)]
+
+
+def _unchanged(by: Caller, card: Card) -> AgentVersion | None:
+    owned = Agent.objects.filter(project=by.project, slug=card.slug, status=Agent.Status.ACTIVE)
+    agent = owned.select_related("current_version", "stats", "project").first()
+    if agent is None or agent.current_version is None:
+        return None
+    return _current(agent) if agent.current_version.content_hash == card.content_hash() else None
+
+
+@transaction.atomic
+def _store(
+    by: Caller, card: Card, vectors: Vectors, *, agent: Agent | None = None
+) -> tuple[AgentVersion, bool]:
+    agent = _lock(agent or _get_or_create(by, card.slug))
+    if agent.status == Agent.Status.ARCHIVED:
+        raise AgentArchived(f"The agent {agent.slug} is archived: restore it first", agent=agent.slug)
+    if agent.current_version is not None and agent.current_version.content_hash == card.content_hash():
+        return _current(agent), False
+    version = AgentVersion.objects.create(
+        agent=agent,
+        number=agent.current_version.number + 1 if agent.current_version else 1,
+        content_hash=card.content_hash(),
+        created_by=by.label[:160],
+        **card.version_fields(),
+    )
+    agent.current_version = version
+    agent.save(update_fields=["current_version"])
+    indexing.index(version, card, vectors)
+    audit(by, "agent.registered", f"agent:{agent.slug}", project=agent.project, version=version.number)
+    version.refresh_from_db(fields=["created_at"])
+    return version, True
+
+
+def _get_or_create(by: Caller, slug: str) -> Agent:
+    owned = Agent.objects.filter(project=by.project, slug=slug)
+    if (agent := owned.first()) is not None:
+        return agent
+    try:
+        with transaction.atomic():
+            return Agent.objects.create(project=by.project, slug=slug)
+    except IntegrityError:
+        return owned.get()  # a registration of the same slug was faster
+
+
+def _lock(agent: Agent) -> Agent:
+    """The agent as it is now, kept from changing until the transaction ends."""
+    return (
+        Agent.objects.select_for_update(of=("self",))
+        .select_related("current_version", "project")
+        .get(id=agent.id)
+    )
+
+
+def _own(by: Caller, slug: str) -> Agent:
+    agent = get(by, slug)
+    if by.project is not None and agent.project_id != by.project.id:
+        raise AgentIsShared(
+            f"The agent {slug} is shared: register one under the same slug, and your project sees that one instead"
+        )
+    return agent
+
+
+def _current(agent: Agent) -> AgentVersion:
+    """The agent's current version, with the agent itself at hand."""
+    version = agent.current_version
+    if version is None:
+        raise AgentNotFound(f"The agent {agent.slug} has no version yet")
+    version.agent = agent
+    return version
+
+
+def _source_diff(before: dict[str, str], after: dict[str, str]) -> list[dict[str, str]]:
+    names = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+    return [{"file": name, "diff": _file_diff(name, before.get(name), after.get(name))} for name in names]
+
+
+def _file_diff(name: str, before: str | None, after: str | None) -> str:
+    return "\n".join(
+        unified_diff(
+            (before or "").splitlines(),
+            (after or "").splitlines(),
+            f"a/{name}" if before is not None else "/dev/null",
+            f"b/{name}" if after is not None else "/dev/null",
+            lineterm="",
+        )
+    )
