@@ -39,6 +39,7 @@ def details(job: Claimed, agent: AgentSpec) -> ClaimedJob:
         agent=agent,
         files=_files(job.id),
         journal=_journal(job.id) if job.attempt > 1 else Journal(),
+        artifacts=_artifacts(job.id) if job.attempt > 1 else {},
         timeout_seconds=job.timeout_seconds,
         logged_lines=lines,
         logged_bytes=size,
@@ -73,6 +74,10 @@ def _journal(job_id: UUID) -> Journal:
         steps=tuple(_step(row) for row in steps),
         answers={question.key: question.answer for question in closed},
     )
+
+
+def _artifacts(job_id: UUID) -> dict[str, str]:
+    return dict(models.Artifact.objects.filter(job_id=job_id).values_list("name", "sha256"))
 
 
 def _step(row: models.Step) -> JournalStep:

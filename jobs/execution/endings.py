@@ -39,7 +39,7 @@ def reported(error: ErrorReport, limits: Limits) -> Failed:
         )
     return Failed(
         "agent_error",
-        f"{error.type}: {error.message}" if error.type else error.message,
+        ": ".join(filter(None, (error.type, error.message))),
         "The traceback is in the log: correct the agent, or retry if the cause has passed.",
         data=data,
     )

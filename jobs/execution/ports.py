@@ -72,6 +72,7 @@ class ClaimedJob:
     agent: AgentSpec
     files: tuple[InputFile, ...] = ()
     journal: Journal = Journal()
+    artifacts: Mapping[str, str] = field(default_factory=dict)  # of earlier attempts: name -> sha256
     # The source of the agent's chance and idempotency keys: the same in every attempt, and in a job that continues
     # this one from its checkpoint. Empty: made from the id.
     seed: str = ""

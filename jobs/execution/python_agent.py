@@ -76,12 +76,14 @@ class Program:
         self._limits = limits
         self._folder = storage.job_folder(job.project_id, job.id)
         self._log = LogLines(recorder, lines=job.logged_lines, bytes=job.logged_bytes)
-        self.artifacts = Artifacts(sandbox, recorder, limits, self._folder)
+        self.artifacts = Artifacts(sandbox, recorder, limits, self._folder, dict(job.artifacts))
         self._inbox: asyncio.Queue[SandboxOutput | SandboxError] = asyncio.Queue(maxsize=8)
         self._held: deque[SandboxOutput | SandboxError] = deque()  # read ahead while waiting for stragglers
         # The journal, as far as it is needed to judge what comes.
         self._ended = {step.key for step in job.journal.steps if step.ended}
-        self._begun: dict[str, StepBegin] = {}  # in this attempt
+        self._begun = {
+            step.key: StepBegin(step.key, step.kind, step.signature, step.once) for step in job.journal.steps
+        }
         self._known = {step.key for step in job.journal.steps}
         self._journal_bytes = sum(_weight(step.result) for step in job.journal.steps)
         files = [file for step in job.journal.steps for file in step.files]

@@ -517,7 +517,7 @@ class _Files:
         self.blobs = blobs
         self.skipped: list[str] = []  # names that cannot be kept, to be told once
         self._told: set[str] = set()
-        self._known: dict[str, tuple[tuple[int, ...], str]] = {}  # path -> (stat, sha256)
+        self._known: dict[str, tuple[tuple[int, ...] | None, str]] = {}  # path -> (stat, sha256)
 
     def changes(self) -> tuple[list[dict[str, Any]], list[str]]:
         """Files that are new or other than last time, and paths that are gone."""
@@ -527,7 +527,7 @@ class _Files:
         changed = []
         for path, status in seen.items():
             known = self._known.get(path)
-            if known and known[0] == self._mark(status):
+            if known and known[0] is not None and known[0] == self._mark(status):
                 continue
             sha256 = _sha256(self.home / path)
             if sha256 is None:
@@ -576,10 +576,10 @@ class _Files:
             self.skipped.append(path)
 
     @staticmethod
-    def _mark(status: os.stat_result) -> tuple[int, ...]:
+    def _mark(status: os.stat_result) -> tuple[int, ...] | None:
         # File times tick in steps of some milliseconds: of a file changed just now, the same mark proves nothing.
         fresh = time.time_ns() - status.st_mtime_ns < 50_000_000
-        return () if fresh else (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+        return None if fresh else (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
 
 
 def _sha256(path: Path) -> str | None:
@@ -738,7 +738,7 @@ class _Session:
             {
                 "t": "error",
                 "code": code,
-                "message": _clean(str(error))[:8000] or type(error).__name__,
+                "message": _clean(str(error))[:8000],
                 "remedy": _clean(remedy)[:2000],
                 "type": type(error).__qualname__,
                 "traceback": trace[-32_000:],
@@ -1338,7 +1338,7 @@ def _threads_inherit_scope() -> None:
             submitted.inherits = True  # type: ignore[attr-defined]
             pools.ThreadPoolExecutor.submit = submitted
 
-    threading.Thread.start = started  # type: ignore[method-assign]
+    threading.Thread.start = started  # type: ignore[method-assign,assignment]
 
 
 # --- running an agent --------------------------------------------------------------------------------------------
