@@ -83,7 +83,9 @@ class SandboxSpec:
     attempt: int
     limits: Limits
     files: Sequence[SandboxFile] = ()
-    requirements: Sequence[str] = ()  # pip requirement lines; installed outside, into a cached read-only layer
+    requirements: Sequence[
+        str
+    ] = ()  # pip requirement lines; installed outside, into a cached read-only layer
     env: dict[str, str] = field(default_factory=dict)
 
 
@@ -204,7 +206,7 @@ class Sandbox(ABC):
         """
 
     @abstractmethod
-    async def run_code(self, code: str, *, timeout_seconds: float) -> CodeResult:  # noqa: ASYNC109 (own meaning)
+    async def run_code(self, code: str, *, timeout_seconds: float) -> CodeResult:
         """Run Python in this sandbox's interpreter; variables stay between calls. Instead of `start`, not beside it."""
 
     @abstractmethod
