@@ -15,6 +15,7 @@ from channels.routing import URLRouter  # noqa: E402
 from django.conf import settings  # noqa: E402
 
 from engine.bridge import (  # noqa: E402
+    BODY,
     ASGIApplication,
     Bridge,
     ClientGone,
@@ -60,7 +61,7 @@ async def answer(scope: Scope, receive: Receive, reporter: "Reporter") -> None:
         if app is None:
             await bridge(scope, receive, reporter)
         else:
-            await app(scope, await replayed(scope, receive), reporter)
+            await app(scope, replayed(scope, receive), reporter)
     except ClientGone:
         reporter.status = 499  # as nginx counts them; nobody receives it
     except asyncio.CancelledError:
@@ -102,13 +103,16 @@ class Reporter:
         access.info("%s %s %s %.1f ms", self.scope["method"], self.scope["path"], self.status or "-", took)
 
 
-async def replayed(scope: Scope, receive: Receive) -> Receive:
-    """A `receive` that yields the body where our server handed it over as a file (see engine.bridge.BODY)."""
-    body = await take_body(scope, receive)
-    with body:
-        whole: list[Message] = [{"type": "http.request", "body": body.read(), "more_body": False}]
+def replayed(scope: Scope, receive: Receive) -> Receive:
+    """A `receive` that yields the body which our server handed over as a file (see engine.bridge.BODY).
+
+    Unless somebody has taken the file: an application that asks the bridge first leaves it to the bridge.
+    """
 
     async def receive_body_first() -> Message:
-        return whole.pop() if whole else await receive()
+        if BODY not in scope.get("extensions", {}):
+            return await receive()
+        with await take_body(scope, receive) as body:
+            return {"type": "http.request", "body": body.read(), "more_body": False}
 
     return receive_body_first

@@ -9,7 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from django.urls import path
+
 from engine.bridge import ASGIApplication, Scope
+from jobs import streams
+from jobs.consumers import JobEventsConsumer
 
 RequestHeaders = dict[bytes, bytes]
 
@@ -24,9 +28,16 @@ class AsyncRoute:
     app: ASGIApplication
 
 
-HTTP_ROUTES: list[AsyncRoute] = []
+JOB = r"(?P<job_id>[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})"
 
-WEBSOCKET_ROUTES: list[Any] = []
+HTTP_ROUTES: list[AsyncRoute] = [
+    AsyncRoute("GET", re.compile(f"/api/v1/jobs/{JOB}/logs"), streams.wants_stream, streams.job_events),
+    AsyncRoute("POST", re.compile("/api/v1/jobs"), streams.wants_wait, streams.answer_later),
+    AsyncRoute("GET", re.compile(f"/api/v1/jobs/{JOB}"), streams.wants_wait, streams.answer_later),
+    AsyncRoute("POST", re.compile(f"/api/v1/jobs/{JOB}/respond"), streams.wants_wait, streams.answer_later),
+]
+
+WEBSOCKET_ROUTES: list[Any] = [path("ws/v1/jobs/<uuid:job_id>", JobEventsConsumer.as_asgi())]
 
 
 def async_app_for(scope: Scope) -> ASGIApplication | None:

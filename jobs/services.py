@@ -8,6 +8,7 @@ from uuid import UUID
 
 from django.db import connection, transaction
 from django.db.models.functions import Now
+from uuid_utils.compat import uuid7
 
 from agents import discovery
 from agents import services as agents
@@ -62,6 +63,8 @@ class JobRequest:
     webhook_url: str = ""
     budget: dict[str, Any] | None = None
     files: Sequence[StoredUpload] = ()
+    # Of the job to be: its files are stored under it before it exists.
+    id: UUID = field(default_factory=uuid7)
 
 
 @dataclass(frozen=True)
@@ -126,6 +129,7 @@ def _insert(request: JobRequest, birth: _Birth, *, by: Caller, project: Project)
     now = database_time()
     due = max(now, request.run_at) if request.run_at else now
     job = Job(
+        id=request.id,
         project=project,
         agent_version=birth.version,
         queue=request.queue,
@@ -203,7 +207,9 @@ def database_time() -> datetime:
 
 def get(job_id: UUID, *, by: Caller) -> Job:
     """A job that this caller may see. Raises JobNotFound."""
-    job = Job.objects.visible_to(by).select_related("agent_version__agent").filter(id=job_id).first()
+    jobs = Job.objects.visible_to(by).select_related("agent_version__agent")
+    # An agent's code is large, and whoever asks for a job seldom wants it.
+    job = jobs.defer("agent_version__source", "agent_version__instructions").filter(id=job_id).first()
     if job is None:
         raise JobNotFound(job_id=str(job_id))
     return job

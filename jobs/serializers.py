@@ -1,0 +1,439 @@
+"""How jobs and what belongs to them are written in requests and answers."""
+
+import json
+import re
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from django.core.validators import URLValidator
+from django.utils import timezone
+from drf_spectacular.utils import extend_schema_field
+from rest_framework import serializers
+
+from engine.serializers import StrictSerializer
+from jobs.models import Artifact, Attempt, Job, Question
+
+# The longest of anything that is stored with a job row.
+MOST_TASK_CHARS = 100_000
+MOST_TAGS, MOST_TAG_CHARS = 20, 64
+MOST_METADATA_CHARS = 16_384
+LONGEST_TIMEOUT = timedelta(days=7)
+FURTHEST_FUTURE = timedelta(days=366)
+
+AGENT_REFERENCE = r"[a-z0-9]+(-[a-z0-9]+)*(@[1-9][0-9]{0,8})?"
+QUEUE_NAME = r"[a-z0-9][a-z0-9_-]{0,62}"
+
+
+# --- what comes in ---
+
+
+class BudgetSerializer(StrictSerializer):
+    """What a job may use before it stops to ask, or fails."""
+
+    cost_usd = serializers.FloatField(min_value=0, max_value=1_000_000, required=False)
+    tokens = serializers.IntegerField(min_value=1, max_value=10**12, required=False)
+    on_exceeded = serializers.ChoiceField(choices=["ask", "fail"], default="ask")
+
+
+class JobRequestSerializer(StrictSerializer):
+    """A job to be done. `task` alone is enough; a member that is null counts as not given."""
+
+    task = serializers.CharField(max_length=MOST_TASK_CHARS)
+    agent = serializers.RegexField(
+        rf"^{AGENT_REFERENCE}\Z",
+        max_length=100,
+        required=False,
+        allow_null=True,
+        help_text="`slug` or `slug@version`; left out, discovery picks one.",
+    )
+    input = serializers.DictField(
+        required=False, allow_null=True, help_text="Checked against the agent's input schema."
+    )
+    priority = serializers.ChoiceField(choices=Job.Priority.choices, required=False, allow_null=True)
+    run_at = serializers.DateTimeField(required=False, allow_null=True)
+    timeout_s = serializers.IntegerField(
+        min_value=1,
+        max_value=int(LONGEST_TIMEOUT.total_seconds()),
+        required=False,
+        allow_null=True,
+        help_text="Wall time of one attempt.",
+    )
+    deadline_s = serializers.IntegerField(
+        min_value=1,
+        max_value=int(FURTHEST_FUTURE.total_seconds()),
+        required=False,
+        allow_null=True,
+        help_text="The job fails unless it has ended this long after it was submitted.",
+    )
+    max_attempts = serializers.IntegerField(min_value=1, max_value=20, required=False, allow_null=True)
+    queue = serializers.RegexField(rf"^{QUEUE_NAME}\Z", required=False, allow_null=True)
+    tags = serializers.ListField(
+        child=serializers.CharField(max_length=MOST_TAG_CHARS),
+        max_length=MOST_TAGS,
+        required=False,
+        allow_null=True,
+    )
+    metadata = serializers.DictField(required=False, allow_null=True)
+    webhook_url = serializers.CharField(
+        max_length=2000, validators=[URLValidator(schemes=["http", "https"])], required=False, allow_null=True
+    )
+    budget = BudgetSerializer(required=False, allow_null=True)
+
+    def validate_run_at(self, value: datetime | None) -> datetime | None:
+        """Refuse times that are most likely a mistake in the year."""
+        if value is not None and value > timezone.now() + FURTHEST_FUTURE:
+            raise serializers.ValidationError(f"At most {FURTHEST_FUTURE.days} days ahead.")
+        return value
+
+    def validate_tags(self, value: list[str] | None) -> list[str] | None:
+        """Each tag once, in the order given."""
+        return value and list(dict.fromkeys(value))
+
+    def validate_metadata(self, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        """Metadata is for labels, not for files."""
+        if value is not None and len(json.dumps(value)) > MOST_METADATA_CHARS:
+            raise serializers.ValidationError(f"At most {MOST_METADATA_CHARS:,} characters of JSON.")
+        return value
+
+    def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
+        """Leave out what was given as null."""
+        return {name: value for name, value in attrs.items() if value is not None}
+
+
+class RespondSerializer(StrictSerializer):
+    """`answer` alone when one question is open; with `question_id`, or several in `answers`."""
+
+    answer = serializers.JSONField(required=False)
+    question_id = serializers.UUIDField(required=False)
+    answers = serializers.DictField(
+        child=serializers.JSONField(allow_null=True), required=False, help_text="question id → answer"
+    )
+
+    def validate_answers(self, value: dict[str, Any]) -> dict[UUID, Any]:
+        """Keys are question ids."""
+        if not value:
+            raise serializers.ValidationError("Give at least one answer.")
+        try:
+            return {UUID(question_id): answer for question_id, answer in value.items()}
+        except ValueError:
+            raise serializers.ValidationError("Each name must be the id of a question.") from None
+
+    def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
+        """One of the forms, not a mixture."""
+        if ("answer" in attrs) == ("answers" in attrs):
+            raise serializers.ValidationError("Give either `answer` or `answers`.")
+        if "answers" in attrs and "question_id" in attrs:
+            raise serializers.ValidationError("`question_id` goes with `answer`, not with `answers`.")
+        return attrs
+
+
+class AnswerSerializer(StrictSerializer):
+    """The answer to one question."""
+
+    answer = serializers.JSONField(allow_null=True)
+
+
+class StreamTicketSerializer(StrictSerializer):
+    """A wish for a ticket."""
+
+    job_id = serializers.UUIDField()
+
+
+# --- what goes out ---
+
+
+def instant(value: datetime) -> str:
+    """A time as all our JSON writes it: UTC, ISO 8601, with a Z."""
+    return value.astimezone(UTC).isoformat(timespec="microseconds").removesuffix("+00:00") + "Z"
+
+
+def event_json(
+    seq: int, attempt: int, at: datetime, type: str, source: str, level: str, message: str, data: Any
+) -> dict[str, Any]:
+    """An event as pages, NDJSON, SSE and WebSocket all send it."""
+    return {
+        "seq": seq,
+        "at": instant(at),
+        "type": type,
+        "source": source,
+        "level": level,
+        "message": message,
+        "data": data,
+        "attempt": attempt,
+    }
+
+
+class EventSerializer(serializers.Serializer[Any]):
+    """The shape of `event_json`, for the API's description."""
+
+    seq = serializers.IntegerField(help_text="Numbered from 1 without gaps within one job.")
+    at = serializers.DateTimeField()
+    type = serializers.CharField(help_text="`log`, `job.*`, `step.*`, `question.*`, `artifact.created`, …")
+    source = serializers.ChoiceField(  # type: ignore[assignment]  # a member of that name, not Field's own
+        choices=["system", "agent", "stdout", "stderr"]
+    )
+    level = serializers.ChoiceField(choices=["debug", "info", "warning", "error"])
+    message = serializers.CharField()
+    data = serializers.JSONField(allow_null=True)  # type: ignore[assignment]  # as above
+    attempt = serializers.IntegerField()
+
+
+class AgentReferenceSerializer(serializers.Serializer[Any]):
+    """The version of an agent that a job is pinned to."""
+
+    slug = serializers.CharField(source="agent.slug")
+    version = serializers.IntegerField(source="number")
+    name = serializers.CharField()
+
+
+class ProgressSerializer(serializers.Serializer[Any]):
+    """How far a job says it is."""
+
+    fraction = serializers.FloatField(source="progress", allow_null=True, min_value=0, max_value=1)
+    message = serializers.CharField(source="progress_message")
+
+
+class QuestionSerializer(serializers.Serializer[Any]):
+    """What a job asks a person, and what was answered by whom."""
+
+    id = serializers.UUIDField()
+    job_id = serializers.UUIDField()
+    status = serializers.ChoiceField(choices=Question.Status.choices)
+    kind = serializers.ChoiceField(choices=Question.Kind.choices)
+    prompt = serializers.CharField(help_text="Markdown, written by the agent: show it as untrusted text.")
+    choices = serializers.JSONField(allow_null=True)
+    schema = serializers.JSONField(help_text="JSON Schema that the answer must meet.")
+    details = serializers.JSONField()
+    default = serializers.JSONField(allow_null=True)
+    has_default = serializers.BooleanField()
+    assignees = serializers.ListField(child=serializers.CharField())
+    expires_at = serializers.DateTimeField(allow_null=True)
+    on_timeout = serializers.ChoiceField(choices=Question.OnTimeout.choices)
+    answer = serializers.JSONField(allow_null=True)
+    answered_at = serializers.DateTimeField(allow_null=True)
+    answered_by = serializers.CharField()
+    answered_via = serializers.CharField()
+    created_at = serializers.DateTimeField()
+
+
+class AskingJobSerializer(serializers.Serializer[Any]):
+    """The job behind a question of the inbox."""
+
+    id = serializers.UUIDField()
+    status = serializers.ChoiceField(choices=Job.Status.choices)
+    task = serializers.CharField()
+    priority = serializers.ChoiceField(choices=Job.Priority.choices)
+
+
+class InboxQuestionSerializer(QuestionSerializer):
+    """A question of the inbox, which goes over all jobs."""
+
+    job = AskingJobSerializer()
+
+
+class AttemptSerializer(serializers.Serializer[Any]):
+    """One run of a job."""
+
+    number = serializers.IntegerField()
+    worker = serializers.UUIDField(source="worker_id")
+    started_at = serializers.DateTimeField()
+    ended_at = serializers.DateTimeField(allow_null=True)
+    outcome = serializers.ChoiceField(choices=Attempt.Outcome.choices)
+    error = serializers.JSONField(allow_null=True)
+
+
+class InputFileSerializer(serializers.Serializer[Any]):
+    """A file that was handed to a job."""
+
+    id = serializers.UUIDField()
+    name = serializers.CharField()
+    media_type = serializers.CharField()
+    size = serializers.IntegerField()
+    sha256 = serializers.CharField()
+
+
+class ArtifactSerializer(serializers.Serializer[Any]):
+    """A file that a job hands back."""
+
+    id = serializers.UUIDField()
+    name = serializers.CharField()
+    media_type = serializers.CharField()
+    size = serializers.IntegerField()
+    sha256 = serializers.CharField()
+    attempt = serializers.IntegerField()
+    created_at = serializers.DateTimeField()
+    url = serializers.SerializerMethodField()
+
+    def get_url(self, artifact: Artifact) -> str:
+        """Where its bytes are."""
+        return f"{job_url(artifact.job_id)}/artifacts/{artifact.id}"
+
+
+class UsageSerializer(serializers.Serializer[Any]):
+    """What a job has used so far: attempts that have ended."""
+
+    attempts = serializers.IntegerField()
+    run_seconds = serializers.FloatField()
+
+
+class JobLinksSerializer(serializers.Serializer[Any]):
+    """Where to go on from a job. `events` is a WebSocket."""
+
+    self = serializers.CharField()
+    logs = serializers.CharField()
+    artifacts = serializers.CharField()
+    respond = serializers.CharField()
+    events = serializers.CharField()
+
+
+def job_url(job_id: UUID) -> str:
+    """The address of a job."""
+    return f"/api/v1/jobs/{job_id}"
+
+
+class JobSummarySerializer(serializers.Serializer[Any]):
+    """A job in a list."""
+
+    id = serializers.UUIDField()
+    status = serializers.ChoiceField(choices=Job.Status.choices)
+    status_reason = serializers.CharField()
+    task = serializers.CharField()
+    agent = AgentReferenceSerializer(source="agent_version", allow_null=True)
+    priority = serializers.ChoiceField(choices=Job.Priority.choices)
+    queue = serializers.CharField()
+    tags = serializers.ListField(child=serializers.CharField())
+    metadata = serializers.DictField()
+    progress = ProgressSerializer(source="*")
+    error = serializers.JSONField(allow_null=True)
+    created_by = serializers.CharField()
+    created_at = serializers.DateTimeField()
+    run_at = serializers.DateTimeField(allow_null=True)
+    started_at = serializers.DateTimeField(allow_null=True)
+    finished_at = serializers.DateTimeField(allow_null=True)
+    deadline_at = serializers.DateTimeField(allow_null=True)
+    cancel_requested_at = serializers.DateTimeField(allow_null=True)
+    links = serializers.SerializerMethodField()
+
+    @extend_schema_field(JobLinksSerializer)
+    def get_links(self, job: Job) -> dict[str, str]:
+        """Where to go on from here."""
+        url = job_url(job.id)
+        return {
+            "self": url,
+            "logs": f"{url}/logs",
+            "artifacts": f"{url}/artifacts",
+            "respond": f"{url}/respond",
+            "events": f"/ws/v1/jobs/{job.id}",
+        }
+
+
+class JobSerializer(JobSummarySerializer):
+    """A job with all that belongs to it: questions, attempts, files, result."""
+
+    input = serializers.DictField()
+    why = serializers.JSONField(
+        source="discovery", allow_null=True, help_text="How the agent was found, or what came nearest."
+    )
+    max_attempts = serializers.IntegerField()
+    timeout_s = serializers.IntegerField(source="timeout_seconds", allow_null=True)
+    webhook_url = serializers.CharField()
+    budget = serializers.JSONField(allow_null=True)
+    parent_id = serializers.UUIDField(allow_null=True)
+    retried_from = serializers.UUIDField(source="retried_from_id", allow_null=True)
+    questions = serializers.SerializerMethodField()
+    attempts = serializers.SerializerMethodField()
+    usage = serializers.SerializerMethodField()
+    input_files = serializers.SerializerMethodField()
+    artifacts = serializers.SerializerMethodField(help_text="The first 200; `links.artifacts` lists all.")
+    result = serializers.JSONField(allow_null=True)
+
+    @property
+    def is_new(self) -> bool:
+        """Whether the job was made a moment ago: what it cannot have yet is not looked for."""
+        return bool(self.context.get("is_new"))
+
+    def to_representation(self, instance: Job) -> dict[str, Any]:
+        """Read the attempts once for the two members that need them."""
+        self.past = attempts_of(instance)
+        document: dict[str, Any] = super().to_representation(instance)
+        return document
+
+    @extend_schema_field(QuestionSerializer(many=True))
+    def get_questions(self, job: Job) -> Any:
+        """All of them, the open ones included."""
+        if self.is_new and job.status != Job.Status.WAITING_FOR_INPUT:
+            return []
+        return QuestionSerializer(job.questions.order_by("id")[:500], many=True).data
+
+    @extend_schema_field(AttemptSerializer(many=True))
+    def get_attempts(self, job: Job) -> Any:
+        """The runs, first to last."""
+        return AttemptSerializer(self.past, many=True).data
+
+    @extend_schema_field(UsageSerializer)
+    def get_usage(self, job: Job) -> dict[str, Any]:
+        """Only what has ended: it is the same at each look, so that the ETag is."""
+        spans = [attempt.ended_at - attempt.started_at for attempt in self.past if attempt.ended_at]
+        seconds = sum((span.total_seconds() for span in spans), 0.0)
+        return {"attempts": len(spans), "run_seconds": round(seconds, 3)}
+
+    @extend_schema_field(InputFileSerializer(many=True))
+    def get_input_files(self, job: Job) -> Any:
+        """By name."""
+        return InputFileSerializer(job.input_files.order_by("name"), many=True).data
+
+    @extend_schema_field(ArtifactSerializer(many=True))
+    def get_artifacts(self, job: Job) -> Any:
+        """By age."""
+        if not job.attempt:
+            return []
+        return ArtifactSerializer(job.artifacts.order_by("id")[:200], many=True).data
+
+
+def attempts_of(job: Job) -> list[Attempt]:
+    """A job's attempts, first to last. One that has no row yet is told by the job's own."""
+    known = list(job.attempts.order_by("number")) if job.attempt else []
+    worker_id, started_at = job.worker_id, job.attempt_started_at
+    if worker_id and started_at and not any(attempt.number == job.attempt for attempt in known):
+        known.append(Attempt(job=job, number=job.attempt, worker_id=worker_id, started_at=started_at))
+    return known
+
+
+class WorkerSerializer(serializers.Serializer[Any]):
+    """A worker process; `state` is by the database's clock."""
+
+    id = serializers.UUIDField(source="worker.id")
+    state = serializers.ChoiceField(choices=["alive", "draining", "stopped", "lost"])
+    host = serializers.CharField(source="worker.host")
+    pid = serializers.IntegerField(source="worker.pid")
+    version = serializers.CharField(source="worker.version")
+    queues = serializers.ListField(source="worker.queues", child=serializers.CharField())
+    slots = serializers.IntegerField(source="worker.slots")
+    running = serializers.IntegerField(source="worker.running")
+    can_run = serializers.BooleanField(source="worker.can_run", help_text="Its sandbox passed the probe.")
+    health = serializers.JSONField(source="worker.health")
+    started_at = serializers.DateTimeField(source="worker.started_at")
+    heartbeat_at = serializers.DateTimeField(source="worker.heartbeat_at")
+    heartbeat_age_s = serializers.FloatField()
+    stopped_at = serializers.DateTimeField(source="worker.stopped_at", allow_null=True)
+
+
+# --- lines for people ---
+
+# What a terminal would act on or hide: C0 but for tab, DEL, C1, direction and zero-width marks, separators.
+_INVISIBLE = re.compile(
+    "[\x00-\x08\x0a-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]"
+)
+
+
+def visible(text: str) -> str:
+    """The text with everything that a terminal would act on written as an escape."""
+    return _INVISIBLE.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def event_line(event: dict[str, Any]) -> str:
+    """An event as one line of plain text; further lines of its message are indented, so that none can pose as one."""
+    message = "\n    ".join(visible(line.rstrip("\r")) for line in event["message"].split("\n"))
+    head = f"{event['at'][:23]}Z {event['level']:<7} {event['source']:<6} {event['type']}"
+    return f"{head} {message}".rstrip()
