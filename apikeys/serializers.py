@@ -97,7 +97,7 @@ class KeySerializer(serializers.ModelSerializer[ApiKey]):
 
     class Meta:
         model = ApiKey
-        fields = (
+        fields: tuple[str, ...] = (
             "id",
             "name",
             "prefix",
@@ -114,6 +114,16 @@ class KeySerializer(serializers.ModelSerializer[ApiKey]):
             "revoked_at",
             "replaced_by",
         )
+        read_only_fields = fields
+
+
+class KeyWithSecretSerializer(KeySerializer):
+    """A key in the one answer that shows its secret."""
+
+    secret = serializers.CharField(read_only=True)
+
+    class Meta(KeySerializer.Meta):
+        fields = (*KeySerializer.Meta.fields, "secret")
         read_only_fields = fields
 
 
@@ -143,7 +153,7 @@ class ProjectSerializer(serializers.ModelSerializer[Project]):
 
     class Meta:
         model = Project
-        fields = (
+        fields: tuple[str, ...] = (
             "id",
             "slug",
             "name",
@@ -157,4 +167,14 @@ class ProjectSerializer(serializers.ModelSerializer[Project]):
             "created_at",
             "archived_at",
         )
+        read_only_fields = fields
+
+
+class ProjectWithKeySerializer(ProjectSerializer):
+    """A project in the answer that made it, with its first key."""
+
+    key = KeyWithSecretSerializer(read_only=True)
+
+    class Meta(ProjectSerializer.Meta):
+        fields = (*ProjectSerializer.Meta.fields, "key")
         read_only_fields = fields

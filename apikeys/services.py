@@ -177,7 +177,7 @@ def first_key(by: Caller, project: Project, *, name: str) -> tuple[ApiKey, str]:
 @transaction.atomic
 def change_project(by: Caller, slug: str, **changes: Any) -> Project:
     """Set columns of a project. Raises ProjectNotFound, and ScopeMissing for limits without `admin`."""
-    project = Project.objects.visible_to(by).select_for_update().filter(slug=slug).first()
+    project = Project.objects.visible_to(by).select_for_update(no_key=True).filter(slug=slug).first()
     if project is None:
         raise ProjectNotFound
     if not PROJECT_PREFERENCES.issuperset(changes):
@@ -249,7 +249,9 @@ def has_expired(key: ApiKey) -> bool:
 
 def _locked(by: Caller, key_id: UUID) -> ApiKey:
     """The key with its row locked; `of`, because the project's row is not ours to hold."""
-    rows = ApiKey.objects.visible_to(by).select_related("project").select_for_update(of=("self",))
+    rows = (
+        ApiKey.objects.visible_to(by).select_related("project").select_for_update(of=("self",), no_key=True)
+    )
     key = rows.filter(id=key_id).first()
     if key is None:
         raise KeyNotFound

@@ -1,16 +1,77 @@
-"""What drf-spectacular cannot see by itself."""
+"""What the description of the API (OpenAPI 3.1) says about all operations alike."""
 
 from typing import Any
 
 from drf_spectacular.extensions import OpenApiAuthenticationExtension
+from drf_spectacular.utils import OpenApiParameter, inline_serializer
+from rest_framework import serializers
+
+from engine.pages import DEFAULT_LIMIT, MAX_LIMIT
+from engine.problems import CONTENT_TYPE
+
+PAGE_QUERY = [
+    OpenApiParameter(
+        "limit", int, description=f"Items a page, 1 to {MAX_LIMIT}, {DEFAULT_LIMIT} by default."
+    ),
+    OpenApiParameter("cursor", str, description="`next_cursor` of the page before."),
+]
+
+PROBLEM: dict[str, Any] = {
+    "type": "object",
+    "description": "RFC 9457. Some codes add members of their own.",
+    "required": ["type", "title", "status", "detail", "code", "request_id"],
+    "properties": {
+        "type": {"type": "string", "format": "uri"},
+        "title": {"type": "string"},
+        "status": {"type": "integer"},
+        "detail": {"type": "string"},
+        "code": {"type": "string", "description": "A promise: it does not change."},
+        "request_id": {"type": "string"},
+        "errors": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": ["pointer", "detail"],
+                "properties": {
+                    "pointer": {
+                        "type": "string",
+                        "description": "A JSON pointer (RFC 6901) into the body, or `?name` of a query parameter.",
+                    },
+                    "detail": {"type": "string"},
+                },
+            },
+        },
+    },
+}
 
 
-class KeyScheme(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-call]  # its metaclass registers it
-    """`Authorization: Bearer engine_live_…`."""
+def page_of(item: type[serializers.Serializer[Any]]) -> serializers.Serializer[Any]:
+    """The shape of a list's answer."""
+    name = item.__name__.removesuffix("Serializer") + "Page"
+    fields = {"items": item(many=True), "next_cursor": serializers.CharField(allow_null=True)}
+    return inline_serializer(name, fields)
+
+
+def add_problems(result: dict[str, Any], **_: Any) -> dict[str, Any]:
+    """Postprocessing hook: whatever an operation does not list is answered by a problem document."""
+    result.setdefault("components", {}).setdefault("schemas", {})["Problem"] = PROBLEM
+    problem = {
+        "description": "Refused: see the table of codes.",
+        "content": {CONTENT_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+    }
+    for operations in result.get("paths", {}).values():
+        for operation in operations.values():
+            if isinstance(operation, dict) and "responses" in operation:
+                operation["responses"].setdefault("default", problem)
+    return result
+
+
+class KeyScheme(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-call]  # registers itself
+    """How the description names a key in the Authorization header."""
 
     target_class = "apikeys.auth.KeyAuthentication"
-    name = "apiKey"
+    name = "key"
 
-    def get_security_definition(self, auto_schema: Any) -> dict[str, str]:
-        """The scheme as OpenAPI names it."""
-        return {"type": "http", "scheme": "bearer", "description": "An API key: `engine_live_…`"}
+    def get_security_definition(self, auto_schema: Any) -> dict[str, Any]:
+        """A bearer token."""
+        return {"type": "http", "scheme": "bearer", "description": "`engine_live_…` or `engine_test_…`"}

@@ -239,9 +239,13 @@ class ProblemsMiddleware:
         """The answer, as a problem document if it was a page of an error."""
         response = self.get_response(request)
         is_page = response.get("Content-Type", "").startswith("text/html")
-        if is_page and response.status_code >= HTTPStatus.BAD_REQUEST and _is_api(request):
-            return problem(_BY_STATUS.get(response.status_code, InternalError)(), request)
-        return response
+        if not (is_page and response.status_code >= HTTPStatus.BAD_REQUEST and _is_api(request)):
+            return response
+        answer = problem(_by_status(response.status_code), request)
+        for name in ("Allow", "Retry-After"):
+            if name in response:
+                answer[name] = response[name]
+        return answer
 
     def process_exception(self, request: HttpRequest, exc: Exception) -> HttpResponse | None:
         """Answer what a view outside REST framework raised."""
@@ -250,8 +254,24 @@ class ProblemsMiddleware:
 
 _BY_STATUS: dict[int, type[EngineError]] = {
     int(kind.status): kind
-    for kind in (BadRequest, Forbidden, NotFound, MethodNotAllowed, BodyTooLarge, Unavailable)
+    for kind in (
+        BadRequest,
+        NotAuthenticated,
+        Forbidden,
+        NotFound,
+        MethodNotAllowed,
+        NotAcceptable,
+        BodyTooLarge,
+        UnsupportedMediaType,
+        TooManyRequests,
+        Unavailable,
+    )
 }
+
+
+def _by_status(status: int) -> EngineError:
+    fallback = BadRequest if status < HTTPStatus.INTERNAL_SERVER_ERROR else InternalError
+    return _BY_STATUS.get(status, fallback)()
 
 
 @csrf_exempt

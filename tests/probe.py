@@ -6,6 +6,7 @@ from typing import Any
 
 from django.http import HttpRequest, HttpResponse
 from django.urls import path, re_path
+from django.views.decorators.http import require_GET
 from rest_framework import serializers
 from rest_framework.request import Request
 from rest_framework.response import Response
@@ -161,6 +162,7 @@ urlpatterns: list[Any] = [
     path("api/forgotten", ForgottenView.as_view()),
     path("api/work", WorkView.as_view()),
     path("api/plain", plain),
+    path("api/get-only", require_GET(plain)),
     path("page", plain),
     re_path("^api/", unknown_address),
 ]

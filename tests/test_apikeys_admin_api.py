@@ -11,6 +11,8 @@ from django.db.models.functions import Now
 from django.utils import timezone
 from rest_framework.test import APIClient
 
+from apikeys import services
+from apikeys.errors import ScopeMissing
 from apikeys.models import ApiKey, AuditRow, Project
 from apikeys.scopes import PROJECT_SCOPES
 from tests.factories import KeyInHand, make_key, make_project
@@ -430,6 +432,11 @@ def test_only_admin_makes_projects_and_changes_limits() -> None:
     assert tenant.client.patch(mine, {"max_running": None}).json()["missing_scope"] == "admin"
     changed = tenant.client.patch(mine, {"name": "We", "on_weak_match": "ask", "discovery_cut": "off"})
     assert (changed.json()["name"], changed.json()["on_weak_match"]) == ("We", "ask")
+
+
+def test_the_service_asks_for_admin_too_whoever_calls_it() -> None:
+    with pytest.raises(ScopeMissing):
+        services.create_project(make_key(*PROJECT_SCOPES).caller, slug="acme")
 
 
 def test_admin_changes_the_limits_of_its_project(admin: KeyInHand) -> None:

@@ -5,11 +5,12 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from django.db import connection, transaction
+from django.db import OperationalError, connection, transaction
 from django.db.models.functions import Now
 from django.test.utils import CaptureQueriesContext
 from rest_framework.test import APIClient
 
+from apikeys import queries
 from apikeys.auth import authenticate_bearer
 from apikeys.errors import AddressNotAllowed, KeyRevoked
 from apikeys.models import ApiKey, AuditRow, Project
@@ -161,18 +162,18 @@ def test_a_request_costs_one_select_and_one_upsert_for_each_window() -> None:
 
     with CaptureQueriesContext(
         connection,
-    ) as queries:
+    ) as captured:
         assert held.client.get("/api/guarded").status_code == 200
 
-    verbs = [query["sql"].split()[0] for query in queries]
+    verbs = [query["sql"].split()[0] for query in captured]
     assert verbs == ["SELECT", "INSERT", "INSERT"]
 
 
 def test_noise_costs_no_query() -> None:
-    with CaptureQueriesContext(connection) as queries:
+    with CaptureQueriesContext(connection) as captured:
         get("Bearer engine_live_" + "x" * 49)
 
-    assert not list(queries)
+    assert not list(captured)
 
 
 def test_the_use_is_noted_at_most_once_a_minute() -> None:
@@ -187,6 +188,16 @@ def test_the_use_is_noted_at_most_once_a_minute() -> None:
     ApiKey.objects.filter(id=held.key.id).update(last_used_at=Now() - timedelta(seconds=61))
     held.client.get("/api/guarded")
     assert ApiKey.objects.get(id=held.key.id).last_used_at != first
+
+
+def test_requests_at_the_same_time_note_the_use_once() -> None:
+    held = make_key("jobs:read")
+    queries.touch_key(held.key.id)
+    first = ApiKey.objects.get(id=held.key.id).last_used_at
+
+    queries.touch_key(held.key.id)  # as one that had read the row before the first wrote it
+
+    assert ApiKey.objects.get(id=held.key.id).last_used_at == first
 
 
 def test_the_use_is_noted_even_if_the_request_fails() -> None:
@@ -224,6 +235,22 @@ def test_tries_with_a_revoked_key_leave_one_audit_row_an_hour() -> None:
         "r1",
         held.project,
     )
+
+
+@pytest.mark.django_db(transaction=True)
+def test_while_the_database_is_away_the_answer_is_503_and_then_all_is_well_again() -> None:
+    held = make_key("jobs:read")
+
+    def refuse() -> None:
+        raise OperationalError("connection refused")
+
+    connection.close()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(connection, "connect", refuse)
+        away = held.client.get("/api/guarded")
+
+    assert (away.status_code, away.json()["code"], away["Retry-After"]) == (503, "unavailable", "2")
+    assert held.client.get("/api/guarded").status_code == 200
 
 
 def test_the_secret_is_stored_nowhere() -> None:

@@ -130,6 +130,12 @@ def test_a_form_with_files_is_recognised_whatever_its_boundary(held: KeyInHand) 
         assert send("one", other).json()["code"] == "idempotency_key_reused"
 
 
+def test_the_border_between_name_and_value_counts(held: KeyInHand) -> None:
+    post(held, "k", {"ab": "c"}, format="multipart")
+
+    assert post(held, "k", {"a": "bc"}, format="multipart").json()["code"] == "idempotency_key_reused"
+
+
 def test_a_hashed_file_can_still_be_read_from_its_beginning(rf: Any) -> None:
     big = io.BytesIO(b"x" * 3_000_000)
     big.name = "big.bin"

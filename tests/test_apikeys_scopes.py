@@ -161,8 +161,7 @@ def test_the_owner_filters_keep_to_the_callers_project() -> None:
 # Open on purpose, each with the reason.
 PUBLIC = {
     "SpectacularAPIView": "the schema holds no data",
-    "SpectacularJSONAPIView": "the schema holds no data",
-    "SpectacularSwaggerView": "the page that shows the schema",
+    "SpectacularSwaggerSplitView": "the page that shows the schema",
 }
 
 

@@ -120,6 +120,7 @@ def test_a_fault_of_ours_tells_nothing_about_itself(web: Client, caplog: pytest.
         ("PUT", "/api/echo", 405, "method_not_allowed"),
         ("OPTIONS", "/api/echo", 405, "method_not_allowed"),
         ("BREW", "/api/echo", 405, "method_not_allowed"),
+        ("PUT", "/api/get-only", 405, "method_not_allowed"),
     ],
 )
 def test_unknown_addresses_and_methods_are_problems_too(
@@ -138,6 +139,12 @@ def test_405_lists_the_methods_and_no_fields(web: Client) -> None:
 
     assert answer["Allow"] == "POST, OPTIONS"
     assert b"max_length" not in answer.content
+
+
+def test_a_plain_views_405_keeps_its_allow_header(web: Client) -> None:
+    answer = web.generic("OPTIONS", "/api/get-only")
+
+    assert (answer.status_code, answer.json()["code"], answer["Allow"]) == (405, "method_not_allowed", "GET")
 
 
 @pytest.mark.parametrize("accept", ["text/html", "application/xml", "x", "text/html;q=0.9", "\x00"])
