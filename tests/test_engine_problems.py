@@ -61,11 +61,19 @@ RAISED: list[tuple[Callable[[], BaseException], int, str]] = [
 ]
 
 
+@pytest.mark.parametrize("debug", [False, True], ids=["production", "debug"])
 @pytest.mark.parametrize("path", ["/api/raise", "/api/plain"], ids=["rest framework", "plain view"])
 @pytest.mark.parametrize(("raises", "status", "code"), RAISED)
 def test_whatever_a_view_raises_is_answered_as_a_problem(
-    web: Client, path: str, raises: Callable[[], BaseException], status: int, code: str
+    web: Client,
+    settings: Any,
+    debug: bool,
+    path: str,
+    raises: Callable[[], BaseException],
+    status: int,
+    code: str,
 ) -> None:
+    settings.DEBUG = debug
     Behaviour.raises = raises
 
     answer = web.get(path)
