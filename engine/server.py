@@ -74,10 +74,9 @@ class Backpressure:
 class Request(WebRequest):
     """One HTTP request: refused by size before its body is taken, kept on disk if large."""
 
-    _parsePOSTFormSubmission = False  # Twisted would read forms into memory; Django reads them
-
     def __init__(self, *arguments: Any, **named: Any) -> None:
-        super().__init__(*arguments, **named)
+        # Twisted would read forms into memory; Django reads them.
+        super().__init__(*arguments, parsePOSTFormSubmission=False, **named)
         self.backpressure = Backpressure()
         self.refused = False
         self.received = 0
@@ -173,7 +172,8 @@ class Request(WebRequest):
         )
         given = self.given_id()
         document = identified_problem(error, given)
-        headers = [(b"content-type", PROBLEM), (b"x-request-id", given.encode())]
+        length = str(len(document.content)).encode()
+        headers = [(b"content-type", PROBLEM), (b"content-length", length), (b"x-request-id", given.encode())]
         self.handle_reply({"type": "http.response.start", "status": document.status_code, "headers": headers})
         self.handle_reply({"type": "http.response.body", "body": document.content})
 

@@ -252,6 +252,10 @@ SPECTACULAR_SETTINGS: dict[str, Any] = {
     "VERSION": "1",
     "OAS_VERSION": "3.1.0",
     "SERVE_INCLUDE_SCHEMA": False,
+    "POSTPROCESSING_HOOKS": [
+        "drf_spectacular.hooks.postprocess_schema_enums",
+        "engine.openapi.add_problems",
+    ],
     # The description of the API is public; what it describes is not.
     "SERVE_PUBLIC": True,
     "SERVE_PERMISSIONS": [],
@@ -261,6 +265,7 @@ SPECTACULAR_SETTINGS: dict[str, Any] = {
 }
 ASGI_APPLICATION = "engine.asgi.application"
 LOGIN_URL = "/admin/login/"
+LOGIN_REDIRECT_URL = "/admin/"
 
 SESSION_COOKIE_HTTPONLY = True
 SESSION_COOKIE_SAMESITE = "Lax"

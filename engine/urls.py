@@ -2,13 +2,23 @@
 
 from django.contrib import admin
 from django.urls import URLPattern, URLResolver, include, path, re_path
+from django.views.decorators.cache import cache_page
+from django.views.generic import RedirectView
+from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerSplitView
 
+from engine import openapi  # noqa: F401, it registers itself
 from engine.problems import handler400, handler403, handler404, handler500, unknown_address
 
 __all__ = ["handler400", "handler403", "handler404", "handler500", "urlpatterns"]
 
 urlpatterns: list[URLPattern | URLResolver] = [
+    path("", RedirectView.as_view(url="/admin/")),
     path("admin/", admin.site.urls),
     path("api/v1/admin/", include("apikeys.urls")),
+    path("api/v1/", include("jobs.urls")),
+    # Made from the code, which does not change while we run.
+    path("api/schema", cache_page(3600)(SpectacularAPIView.as_view(throttle_classes=[])), name="schema"),
+    # The split view keeps its script out of the page, which the content security policy demands.
+    path("api/docs", SpectacularSwaggerSplitView.as_view(throttle_classes=[])),
     re_path("^api/", unknown_address),  # last under api/: nothing there answers with a page
 ]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import httpx
+from django.conf import settings
 
 from engine.embedded import EmbeddedServer
 
@@ -89,7 +90,7 @@ class Program:
 class Instance:
     """One installation: home, database, and the programs started in it."""
 
-    def __init__(self, home: Path, settings: Mapping[str, str] | None = None) -> None:
+    def __init__(self, home: Path, environment: Mapping[str, str] | None = None) -> None:
         self.home = home
         self.logs = home.parent / f"{home.name}-logs"
         self.logs.mkdir(exist_ok=True)
@@ -101,9 +102,10 @@ class Instance:
         self.env = {
             **inherited,
             "ENGINE_HOME": str(home),
+            "ENGINE_RUNTIME_DIR": str(settings.ENGINE_RUNTIME_DIR),  # built once for all
             "PYTHONUNBUFFERED": "1",
             "LOG_LEVEL": "INFO",
-            **(settings or {}),
+            **(environment or {}),
         }
         self.programs: list[Program] = []
         self.url = ""

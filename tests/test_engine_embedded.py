@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -21,12 +22,13 @@ from tests.processes import ROOT, eventually
 
 AS_ROOT = os.geteuid() == 0
 needs_root = pytest.mark.skipif(not AS_ROOT, reason="only root can become another user")
-NOBODY = {"user": "nobody", "group": "nogroup", "extra_groups": []}
+NOBODY: Any = {"user": "nobody", "group": "nogroup", "extra_groups": []}
 
 # A program that uses the server of the home in argv until its standard input closes.
 USER_PROGRAM = """
 import sys
 from pathlib import Path
+from typing import Any
 from engine.embedded import EmbeddedServer
 server = EmbeddedServer(Path(sys.argv[1]))
 server.ensure()
@@ -161,6 +163,7 @@ def test_a_forked_child_that_ends_leaves_the_server_to_its_parent(home):
         [sys.executable, "-c", """
 import os, sys
 from pathlib import Path
+from typing import Any
 from engine.embedded import EmbeddedServer
 server = EmbeddedServer(Path(sys.argv[1]))
 server.ensure()
