@@ -185,7 +185,9 @@ def _registry(by: Caller, eligible: Q) -> QuerySet[Agent, Any]:
     """What the caller sees, in the columns that `queries.rank` wants."""
     condition = ExpressionWrapper(eligible, output_field=BooleanField()) if eligible else Value(True)
     agents = Agent.objects.visible_to(by).active().filter(current_version__isnull=False)
-    return agents.order_by().values(agent=F("id"), version=F("current_version"), eligible=condition)
+    return agents.order_by().values(
+        version=F("current_version"), eligible=condition, ok=F("stats__ok"), failed=F("stats__failed")
+    )
 
 
 def _conditions(filters: Filters, *, unavailable_too: bool = False) -> Q:
