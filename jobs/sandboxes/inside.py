@@ -14,8 +14,11 @@ Requests (marshal, from the trusted side): see `Init.answer`. Answers (bytes): R
 F and f a listing, O an open file (its descriptor comes along), X a refusal.
 """
 
-import _signal
+import _signal  # type: ignore[import-not-found]  # the C half of a module has no stubs
 import _socket
+
+# pathlib alone would cost a cold start more than all that is imported here.
+# ruff: noqa: PTH
 import ctypes
 import marshal
 import os
@@ -189,9 +192,10 @@ class Init:
 
     def list_files(self, folder: str, most: int) -> None:
         """Send the regular files below `folder`; refuse when there are more than `most`."""
-        found, batch, room = 0, [], LISTING_BYTES
-        for path, size in walk(open_below(folder, os.O_DIRECTORY), "", iter(range(most + MOST_OTHERS))):
-            found += 1
+        batch: list[bytes] = []
+        room = LISTING_BYTES
+        files = walk(open_below(folder, os.O_DIRECTORY), "", iter(range(most + MOST_OTHERS)))
+        for found, (path, size) in enumerate(files, 1):
             if found > most:
                 raise Refused("many")
             entry = f"{size} {path}".encode()
@@ -302,9 +306,9 @@ def take_place(plan: dict[str, Any]) -> None:
     _signal.signal(_signal.SIGINT, _signal.default_int_handler)
     # New streams: the old ones know their descriptors as seekable. They live as long as the process. Line buffering,
     # where a pipe would get blocks: somebody is watching the log.
-    sys.stdin = sys.__stdin__ = open(0, encoding="utf-8")  # noqa: SIM115
-    sys.stdout = sys.__stdout__ = open(1, "w", 1, encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
-    sys.stderr = sys.__stderr__ = open(2, "w", 1, encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
+    sys.stdin = open(0, encoding="utf-8")  # noqa: SIM115
+    sys.stdout = open(1, "w", 1, encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
+    sys.stderr = open(2, "w", 1, encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
     os.environ.update(plan["env"])
     os.environ.update(ENGINE_RECORDS=f"fd:{RECORDS}", ENGINE_REPLIES=f"fd:{REPLIES}")
     os.chdir(f"{HOME}/workspace")

@@ -84,7 +84,8 @@ class Session:
                 return False
             readable = asyncio.create_task(pipes.readable())
             try:
-                await asyncio.wait([readable, self.died, dead], return_when=asyncio.FIRST_COMPLETED)
+                waiting: list[asyncio.Future[Any]] = [readable, self.died, dead]
+                await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
             finally:
                 readable.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
@@ -111,7 +112,7 @@ class Session:
             if not self.died.done():
                 raise SandboxLost("the interpreter could not be ended")
         while self.sandbox.pipes.read_now():
-            await asyncio.sleep(0)
+            continue  # all writers are dead: what they left is at most what the pipes hold
         self.line.clear()
         code, self.died = self.died.result(), asyncio.get_running_loop().create_future()
         await self.sandbox.start_program(None)

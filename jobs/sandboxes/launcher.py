@@ -289,6 +289,7 @@ class Launcher:
         os.kill(box.pid, signal.SIGKILL)
 
     def lease_is_over(self) -> bool:
+        """Whether the worker has not ticked in time."""
         return self.lease_until is not None and boot_time() >= self.lease_until
 
     def end(self) -> None:
@@ -341,7 +342,7 @@ def become_sandbox(
             drop_uid(launcher.scratch / request["id"])
         if libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) or os.getppid() != launcher.pid:
             os._exit(126)
-        os.execve(bwrap, request["argv"], {})
+        os.execve(bwrap, request["argv"], {})  # noqa: S606  (no shell on purpose)
     except BaseException as error:
         os.write(2, f"launcher: {error}\n".encode())
     os._exit(126)
@@ -397,12 +398,12 @@ def show_to_all(paths: Sequence[str]) -> list[str]:
     check(libc.unshare(CLONE_NEWNS))
     check(libc.mount(b"none", b"/", None, MS_REC | MS_SLAVE, None))
     sources = [os.open(path, os.O_PATH | os.O_DIRECTORY) for path in paths]
-    stage = next(place for place in ("/mnt", "/media", "/srv", "/opt", "/tmp") if os.path.isdir(place))  # noqa: S108
+    stage = next(place for place in ("/mnt", "/media", "/srv", "/opt", "/tmp") if Path(place).is_dir())  # noqa: S108
     check(libc.mount(b"engine", stage.encode(), b"tmpfs", 0, b"mode=0755,size=64k"))
     places = []
     for number, source in enumerate(sources):
         place = f"{stage}/{number}"
-        os.mkdir(place)
+        Path(place).mkdir(mode=0o755)
         check(libc.mount(f"/proc/self/fd/{source}".encode(), place.encode(), None, MS_BIND, None))
         os.close(source)
         places.append(place)

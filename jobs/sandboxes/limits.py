@@ -70,6 +70,7 @@ class GroupV1(Group):
     """Memory, pids and cpu are three hierarchies."""
 
     def limit(self, *, memory_mb: int, disk_mb: int, processes: int) -> None:
+        """Memory first with, then without swap, or the other way round."""
         memory, pids, *cpu = self.folders
         limit = (memory_mb + disk_mb) * MEGABYTE
         swap = memory / "memory.memsw.limit_in_bytes"
@@ -83,10 +84,12 @@ class GroupV1(Group):
             (folder / "cpu.shares").write_text(str(CPU_SHARE))
 
     def used_memory(self) -> int:
+        """What v1 calls rss, and what v1 calls shmem."""
         numbers = read_numbers(self.folders[0] / "memory.stat")
         return numbers["rss"] + numbers.get("shmem", 0)
 
     def oom_kills(self) -> int:
+        """Kernels before 4.13 do not count: 0."""
         return read_numbers(self.folders[0] / "memory.oom_control").get("oom_kill", 0)
 
 
@@ -94,6 +97,7 @@ class GroupV2(Group):
     """One hierarchy for all."""
 
     def limit(self, *, memory_mb: int, disk_mb: int, processes: int) -> None:
+        """No memory.oom.group: it would take init along, and with it the program's files."""
         (folder,) = self.folders
         (folder / "memory.max").write_text(str((memory_mb + disk_mb) * MEGABYTE))
         (folder / "pids.max").write_text(str(processes + SPARE_PROCESSES))
@@ -102,10 +106,12 @@ class GroupV2(Group):
                 (folder / name).write_text(value)
 
     def used_memory(self) -> int:
+        """What v2 calls anon, and what it calls shmem."""
         numbers = read_numbers(self.folders[0] / "memory.stat")
         return numbers["anon"] + numbers["shmem"]
 
     def oom_kills(self) -> int:
+        """From memory.events."""
         return read_numbers(self.folders[0] / "memory.events").get("oom_kill", 0)
 
 
@@ -284,11 +290,11 @@ def read_numbers(file: Path) -> dict[str, int]:
 def sizes_of_trees(roots: set[int]) -> dict[int, int]:
     """Bytes of resident memory of each process tree, shared pages counted once per process."""
     parents, pages = {}, {}
-    for name in os.listdir("/proc"):
-        if name.isdigit():
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit():
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-                fields = Path(f"/proc/{name}/stat").read_text().rpartition(")")[2].split()
-                parents[int(name)], pages[int(name)] = int(fields[1]), int(fields[21])
+                fields = (process / "stat").read_text().rpartition(")")[2].split()
+                parents[int(process.name)], pages[int(process.name)] = int(fields[1]), int(fields[21])
     totals = dict.fromkeys(roots, 0)
     for pid in parents:
         ancestor, steps = pid, 0

@@ -18,6 +18,7 @@ import os
 import platform
 import re
 import shutil
+import signal
 import socket
 import stat
 import sys
@@ -118,10 +119,8 @@ class LocalSandbox(Sandbox):
 
     async def wait_ready(self) -> None:
         """Until init is there. Raises SandboxError with what bubblewrap or init said."""
-        done, _ = await asyncio.wait(
-            [self.ready, self.dead], timeout=OPEN_SECONDS, return_when=asyncio.FIRST_COMPLETED
-        )
-        if self.ready not in done:
+        await first_of(self.ready, self.dead, seconds=OPEN_SECONDS)
+        if not self.ready.done():
             how = self.dead.result() if self.dead.done() else None
             said = self.last_words() or (how.error if how else "it did not start in time")
             raise SandboxError(f"the sandbox could not be opened: {said.strip() or how}")
@@ -216,7 +215,7 @@ class LocalSandbox(Sandbox):
     async def _conclude(self) -> Ended:
         """How the program ended, from what init, the launcher and we ourselves know."""
         if not self.closed:
-            await asyncio.wait([self.ended, self.dead], return_when=asyncio.FIRST_COMPLETED)
+            await first_of(self.ended, self.dead)
         if self.timer is not None:
             self.timer.cancel()
         code, cpu, disk_full = self.ended.result() if self.ended.done() else (None, 0.0, False)
@@ -226,7 +225,7 @@ class LocalSandbox(Sandbox):
             return self._conclude_dead()
         if code != 0 and not self.dead.done() and await self.supervisor.oom_kills(self.name):
             return Ended(EndReason.MEMORY, code, f"over {self.limits.memory_mb} MB of memory")
-        if code < 0 and cpu >= self.limits.cpu_seconds:
+        if code == -signal.SIGXCPU or (code == -signal.SIGKILL and cpu >= self.limits.cpu_seconds):
             return Ended(EndReason.TIMEOUT, code, f"over {self.limits.cpu_seconds} seconds of CPU time")
         if code != 0 and disk_full:
             return Ended(EndReason.DISK, code, f"its {self.limits.disk_mb} MB of disk are full")
@@ -261,7 +260,7 @@ class LocalSandbox(Sandbox):
         if self.started and not self.ended.done() and not self.dead.done() and self.stop_reason is None:
             self.stop_reason, self.stop_detail = EndReason.KILLED, "terminated"
             with contextlib.suppress(SandboxLost):
-                await self.request("signal", 15)
+                await self.request("signal", int(signal.SIGTERM))
 
     def _stop(self, reason: EndReason, detail: str) -> None:
         """End the program now, and keep its files; the whole sandbox if init does not obey."""
@@ -486,9 +485,10 @@ class LocalProvider(Provider):
         """A sandbox from the pool if one fits, else a new one."""
         if not self.health.ok:
             raise SandboxUnavailable(self.health.detail, remedy=self.health.remedy)
-        return await self._open(spec)
+        return await self.open_unchecked(spec)
 
-    async def _open(self, spec: SandboxSpec) -> LocalSandbox:
+    async def open_unchecked(self, spec: SandboxSpec) -> LocalSandbox:
+        """`open` for the probe, which runs before the provider is called healthy."""
         if spec.limits.allow_hosts:
             raise SandboxUnavailable(
                 "this agent needs the network, and local sandboxes have none", remedy="set ENGINE_SANDBOX=e2b"
@@ -498,12 +498,12 @@ class LocalProvider(Provider):
         try:
             if sandbox is None:
                 sandbox = await self._launch(spec.limits, layer=layer)
-                placing = asyncio.create_task(sandbox.place(spec.files))
-                try:
-                    await sandbox.wait_ready()
-                finally:
-                    await asyncio.wait([placing])
-                await placing
+                # While bubblewrap and init start, the files are written.
+                results = await asyncio.gather(
+                    sandbox.wait_ready(), sandbox.place(spec.files), return_exceptions=True
+                )
+                for problem in filter(None, results):
+                    raise problem
             else:
                 sandbox.limits = spec.limits
                 await sandbox.place(spec.files)
@@ -601,7 +601,7 @@ class LocalProvider(Provider):
             sandbox = await self._launch(Limits(), warm=True)
             try:
                 await sandbox.wait_ready()
-                await asyncio.wait([sandbox.warm, sandbox.dead], return_when=asyncio.FIRST_COMPLETED)
+                await first_of(sandbox.warm, sandbox.dead)
             except BaseException:
                 await sandbox.close()
                 raise
@@ -760,3 +760,8 @@ def rlimits(limits: Limits) -> dict[str, tuple[int, int]]:
         "RLIMIT_CPU": (limits.cpu_seconds, limits.cpu_seconds + 2),
         "RLIMIT_FSIZE": (limits.disk_mb * MEGABYTE, limits.disk_mb * MEGABYTE),
     }
+
+
+async def first_of(*futures: "asyncio.Future[Any]", seconds: float | None = None) -> None:
+    """Until one of them is done, or the time is up. None is cancelled."""
+    await asyncio.wait(futures, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)

@@ -112,8 +112,8 @@ class Pipes:
     def close(self) -> None:
         """Stop reading, whoever is at it."""
         self.closed = True
-        if self.waiting is not None and not self.waiting.done():
-            self.waiting.set_result(None)
+        if self.waiting is not None:
+            settle(self.waiting)
         for end in self.ends.values():
             asyncio.get_running_loop().remove_reader(end)
             os.close(end)
@@ -125,7 +125,7 @@ class Pipes:
         self.waiting = waiting = loop.create_future()
         ends = list(self.ends.values())
         for end in ends:
-            loop.add_reader(end, lambda: waiting.done() or waiting.set_result(None))
+            loop.add_reader(end, settle, waiting)
         try:
             await waiting
         finally:
@@ -139,8 +139,14 @@ async def writable(descriptor: int) -> None:
     """Until there is room to write, or nobody left to read."""
     loop = asyncio.get_running_loop()
     ready: asyncio.Future[None] = loop.create_future()
-    loop.add_writer(descriptor, lambda: ready.done() or ready.set_result(None))
+    loop.add_writer(descriptor, settle, ready)
     try:
         await ready
     finally:
         loop.remove_writer(descriptor)
+
+
+def settle(future: "asyncio.Future[None]") -> None:
+    """Wake who waits, unless it has been woken or has gone."""
+    if not future.done():
+        future.set_result(None)

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 import secrets
 from typing import TYPE_CHECKING
 from uuid import UUID
@@ -18,7 +17,7 @@ PROBE_SECONDS = 30.0
 CANARY = """
 import ctypes, json, os, socket, sys
 
-host_pid, host_name, host_path = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+host_file = sys.argv[1]
 status = dict(line.split(":\\t", 1) for line in open("/proc/self/status") if ":\\t" in line)
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -41,9 +40,8 @@ found = {
     "has no system call filter": status["Seccomp"].strip() != "2",
     "makes namespaces": libc.unshare(0x10000000) == 0,
     "mounts": libc.mount(b"none", b"/tmp", b"tmpfs", 0, None) == 0,
-    "sees host processes": host_name in (open(f"/proc/{pid}/comm").read() for pid in os.listdir("/proc") if pid.isdigit())
-        or len([pid for pid in os.listdir("/proc") if pid.isdigit()]) > 2,
-    "sees host files": os.path.exists(host_path),
+    "sees host processes": len([pid for pid in os.listdir("/proc") if pid.isdigit()]) > 2,  # init and itself
+    "sees host files": os.path.exists(host_file),
     "writes to the root": writes("/probe") or writes("/usr/probe") or writes("/opt/probe") or writes("/etc/probe"),
     "has a network": len(open("/proc/net/dev").readlines()) > 3 or connects(socket.AF_INET, ("1.1.1.1", 53)),
     "reaches the host's loopback": connects(socket.AF_INET, ("127.0.0.1", 22)),
@@ -63,12 +61,11 @@ async def try_to_leave(provider: "LocalProvider") -> None:
         limits=Limits(wall_seconds=PROBE_SECONDS),
         files=[SandboxFile("agent/canary.py", CANARY.encode())],
     )
-    assert provider.host is not None
-    marker = provider.host.scratch.path / f"canary-{secrets.token_hex(8)}"
+    marker = provider.scratch_folder / f"canary-{secrets.token_hex(8)}"
     marker.touch()
-    sandbox = await provider._open(spec)
+    sandbox = await provider.open_unchecked(spec)
     try:
-        await sandbox.start(["python", "../agent/canary.py", str(os.getpid()), "python-host", str(marker)])
+        await sandbox.start(["python", "../agent/canary.py", str(marker)])
         reports, said, ended = [], b"", None
         async with asyncio.timeout(PROBE_SECONDS + 5):
             async for output in sandbox.outputs():

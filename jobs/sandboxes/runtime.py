@@ -11,6 +11,7 @@ what is there is whole; a lock lets several processes ask at once. Nothing here 
 for an agent's requirements, which are unpacked and compiled, never executed.
 """
 
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -216,10 +217,8 @@ def watch(
     """Wait for an installer; stop it when it takes too long or too much. Returns why it was stopped."""
     deadline = time.monotonic() + seconds
     while True:
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(timeout=0.5 if most_mb else seconds)
-        except subprocess.TimeoutExpired:
-            pass
         too_large = most_mb is not None and size_of(target) > most_mb * 1024 * 1024
         too_late = process.returncode is None and time.monotonic() > deadline
         if too_large or too_late:
@@ -369,12 +368,10 @@ def timed(say: Say, what: str) -> Iterator[None]:
 
 def make_readable(folder: Path) -> None:
     """Let every user read what is there: sandboxes run as users of their own."""
-    for path, _, files in os.walk(folder):
-        os.chmod(path, 0o755)
-        for name in files:
-            file = os.path.join(path, name)
-            if not os.path.islink(file):
-                os.chmod(file, 0o755 if os.stat(file).st_mode & 0o100 else 0o644)
+    folder.chmod(0o755)
+    for path in folder.rglob("*"):
+        if not path.is_symlink():
+            path.chmod(0o755 if path.is_dir() or path.stat().st_mode & 0o100 else 0o644)
 
 
 def size_of(folder: Path) -> int:
@@ -382,10 +379,8 @@ def size_of(folder: Path) -> int:
     total = 0
     for path, _, files in os.walk(folder):
         for name in files:
-            try:
-                total += os.lstat(os.path.join(path, name)).st_size
-            except FileNotFoundError:
-                continue
+            with contextlib.suppress(FileNotFoundError):
+                total += (Path(path) / name).lstat().st_size
     return total
 
 

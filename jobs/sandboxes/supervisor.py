@@ -17,6 +17,7 @@ from .launcher import boot_time
 from .packets import PacketSocket
 from .seccomp import filter_program
 
+PROJECT = Path(__file__).resolve().parent.parent.parent
 START_SECONDS = 10.0
 ASK_SECONDS = 5.0
 
@@ -56,12 +57,11 @@ class Supervisor:
     async def start(self, *, bwrap: Path, runtime: Path, scratch: Path, cgroups: bool = True) -> Ready:
         """Start the launcher and let it look at this host. Raises SandboxUnavailable."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        project = Path(__file__).resolve().parent.parent.parent
         with theirs:
             self.process = subprocess.Popen(  # noqa: ASYNC220  (a few milliseconds, once)
                 [sys.executable, "-s", "-m", "jobs.sandboxes.launcher", str(theirs.fileno())],
-                cwd=project,
-                env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(project)},
+                cwd=PROJECT,
+                env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(PROJECT)},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
@@ -88,7 +88,8 @@ class Supervisor:
     async def launch(self, name: str, argv: Sequence[str], descriptors: Sequence[int], **limits: int) -> None:
         """Start a sandbox. Raises ConnectionError when the launcher is gone; else `on_exit` tells its end."""
         message = json.dumps({"op": "launch", "id": name, "argv": list(argv), **limits}).encode()
-        assert self.packets is not None
+        if self.packets is None or self.gone:
+            raise ConnectionResetError
         self.alive.add(name)
         try:
             await self.packets.send(message, descriptors)
