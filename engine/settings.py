@@ -22,6 +22,7 @@ ENGINE_ENV = choice("ENGINE_ENV", "development", ["development", "production"])
 PRODUCTION = ENGINE_ENV == "production"
 # Everything that Engine writes at run time.
 ENGINE_HOME = folder("ENGINE_HOME", BASE_DIR / ".engine")
+make_private(ENGINE_HOME)
 SECRETS = SecretFile(ENGINE_HOME / "secrets.json")
 # The address that `manage.py serve` listens on.
 ENGINE_HOST = text("ENGINE_HOST", "127.0.0.1")

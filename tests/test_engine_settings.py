@@ -1,0 +1,255 @@
+"""Settings come from the environment, and a value that cannot be used stops the start with its name and the fix."""
+
+import json
+import os
+import re
+import stat
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.core.exceptions import ImproperlyConfigured
+from django.core.management import get_commands
+
+from engine import environment
+from engine.secretfile import SecretFile
+from tests.processes import ROOT
+
+SHOW = """
+import json, sys
+import engine.settings as settings
+print(json.dumps({name: getattr(settings, name) for name in sys.argv[1:]}, default=str))
+"""
+PRODUCTION = {"ENGINE_ENV": "production", "SECRET_KEY": "k" * 50, "ALLOWED_HOSTS": "engine.example"}
+
+
+def load(home: Path, *names: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    """Import the settings in a process of their own, and print some."""
+    clean = {"PATH": os.environ["PATH"], "ENGINE_HOME": str(home)}
+    return subprocess.run(
+        [sys.executable, "-c", SHOW, *names],
+        cwd=ROOT, env={**clean, **environment}, text=True, capture_output=True, timeout=60,
+    )  # fmt: skip
+
+
+def values(home: Path, *names: str, **environment: str) -> dict[str, Any]:
+    loaded = load(home, *names, **environment)
+    assert loaded.returncode == 0, loaded.stderr
+    shown: dict[str, Any] = json.loads(loaded.stdout)
+    return shown
+
+
+def test_a_fresh_machine_needs_no_variable(tmp_path):
+    shown = values(tmp_path, "DEBUG", "PORT", "ENGINE_HOST", "ALLOWED_HOSTS", "ENGINE_SANDBOX", "DATABASES")
+
+    assert shown["DEBUG"] is False
+    assert (shown["ENGINE_HOST"], shown["PORT"]) == ("127.0.0.1", 8000)
+    assert "127.0.0.1" in shown["ALLOWED_HOSTS"]
+    assert shown["ENGINE_SANDBOX"] == "auto"
+    assert shown["DATABASES"]["default"]["ENGINE"] == "engine.pgbackend"
+
+
+def test_loading_settings_starts_no_database(tmp_path):
+    values(tmp_path, "DATABASES")
+
+    assert not (tmp_path / "postgres").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "fix"),
+    [
+        ("PORT", "eighty", "whole number"),
+        ("PORT", "70000", "1 to 65535"),
+        ("PORT", "٨٠٠٠", "whole number"),
+        ("DEBUG", "maybe", "1 or 0"),
+        ("ENGINE_SANDBOX", "docker", "auto, local, e2b, unsafe-subprocess"),
+        ("ENGINE_ENV", "prod", "development, production"),
+        ("ENGINE_LEASE_SECONDS", "15s", "seconds"),
+        ("ENGINE_LEASE_SECONDS", "nan", "seconds"),
+        ("ENGINE_HEARTBEAT_SECONDS", "10", "at most half"),
+        ("DATABASE_URL", "mysql://root@localhost/x", "postgresql://"),
+        ("DATABASE_URL", "postgresql://user:hunter2@localhost", "names no database"),
+        ("DATABASE_URL", "postgresql://user:hunter2@localhost:port/x?bad", "postgresql://"),
+        ("ENGINE_DIRECT_DATABASE_URL", "postgresql://localhost/x", "set both"),
+        ("REDIS_URL", "localhost:6379", "redis://"),
+        ("OPENAI_BASE_URL", "api.openai.com", "https://"),
+        ("ENGINE_MAX_UPLOAD_BYTES", "100MB", "whole number"),
+        ("LOG_LEVEL", "loud", "DEBUG"),
+    ],
+)
+def test_a_value_that_cannot_be_used_is_named_with_the_fix(tmp_path, name, value, fix):
+    loaded = load(tmp_path, **{name: value})
+
+    assert loaded.returncode != 0
+    message = loaded.stderr.splitlines()[-1]
+    assert "ImproperlyConfigured" in message
+    assert name in message
+    assert fix in message
+    assert "hunter2" not in loaded.stderr
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"SECRET_KEY": ""}, "SECRET_KEY"),
+        ({"SECRET_KEY": "short"}, "SECRET_KEY"),
+        ({"ALLOWED_HOSTS": " , "}, "ALLOWED_HOSTS"),
+        ({"DEBUG": "1"}, "DEBUG"),
+        ({"ENGINE_SANDBOX": "unsafe-subprocess"}, "ENGINE_SANDBOX"),
+    ],
+)
+def test_production_refuses_what_is_only_good_for_development(tmp_path, change, named):
+    loaded = load(tmp_path, **{**PRODUCTION, **change})
+
+    assert loaded.returncode != 0
+    assert named in loaded.stderr.splitlines()[-1]
+
+
+def test_production_is_closed(tmp_path):
+    shown = values(
+        tmp_path,
+        "SECURE_SSL_REDIRECT",
+        "SESSION_COOKIE_SECURE",
+        "CSRF_COOKIE_SECURE",
+        "SECURE_HSTS_SECONDS",
+        **PRODUCTION,
+    )
+
+    assert all(shown.values())
+
+
+def test_no_secret_is_printed_with_the_message(tmp_path):
+    loaded = load(tmp_path, **{**PRODUCTION, "SECRET_KEY": "too-short-to-be-good"})
+
+    assert "too-short-to-be-good" not in loaded.stderr
+
+
+def test_database_url_wins_and_is_read_as_libpq_reads_it(tmp_path):
+    url = "postgresql://me:p%40ss@one:5432,two:5433/engine?target_session_attrs=read-write&application_name=mine"
+
+    database = values(tmp_path, "DATABASES", DATABASE_URL=url)["DATABASES"]["default"]
+
+    assert database["ENGINE"] == "django.db.backends.postgresql"
+    assert (database["NAME"], database["USER"], database["PASSWORD"]) == ("engine", "me", "p@ss")
+    assert (database["HOST"], database["PORT"]) == ("one,two", "5432,5433")
+    options = database["OPTIONS"]
+    assert (options["target_session_attrs"], options["application_name"]) == ("read-write", "mine")
+    assert options["connect_timeout"] == 5
+    assert "idle_in_transaction_session_timeout" in options["options"]
+
+
+def test_behind_a_pooler_sessions_are_not_relied_on(tmp_path):
+    shown = values(
+        tmp_path, "DATABASES", "DIRECT_DATABASE",
+        DATABASE_URL="postgresql://pooler/x", ENGINE_DIRECT_DATABASE_URL="postgresql://database/x",
+    )  # fmt: skip
+
+    assert shown["DATABASES"]["default"]["DISABLE_SERVER_SIDE_CURSORS"] is True
+    assert "options" not in shown["DATABASES"]["default"]["OPTIONS"]
+    assert shown["DIRECT_DATABASE"]["HOST"] == "database"
+
+
+def test_our_runworker_wins_over_channels():
+    assert get_commands()["runworker"] == "jobs"
+
+
+def test_every_variable_is_documented_in_the_example():
+    settings = (ROOT / "engine" / "settings.py").read_text()
+    readers = "|".join(name for name in vars(environment) if name.islower() and not name.startswith("_"))
+    read = set(re.findall(rf'\b(?:{readers})\(\s*"([A-Z0-9_]+)"', settings))
+    documented = set(re.findall(r"^#? ?([A-Z0-9_]+)=", (ROOT / ".env.example").read_text(), re.MULTILINE))
+
+    assert len(read) > 25
+    assert read == documented
+
+
+def test_only_settings_read_the_environment():
+    allowed = {"engine/settings.py", "engine/environment.py", "manage.py", "engine/asgi.py"}
+    # They pass the environment on to programs, and read no setting of ours from it.
+    allowed |= {"engine/embedded.py", "engine/installation.py"}
+    reading = {
+        str(path.relative_to(ROOT))
+        for folder in ("engine", "apikeys", "agents", "jobs")
+        for path in (ROOT / folder).rglob("*.py")
+        if re.search(r"os\.environ|os\.getenv", path.read_text())
+    }
+    # What runs inside a sandbox has no settings: the provider tells it what it needs by its environment.
+    inside = {
+        path for path in reading if path.startswith(("jobs/sdk/", "jobs/sandboxes/", "agents/catalog/"))
+    }
+
+    assert reading - allowed - inside == set()
+
+
+# --- the secrets file ---
+
+
+def test_secrets_are_made_once_and_only_their_owner_can_read_them(tmp_path):
+    shown = [values(tmp_path, "SECRET_KEY")["SECRET_KEY"] for _ in range(2)]
+
+    assert shown[0] == shown[1]
+    assert len(shown[0]) >= 50
+    assert stat.S_IMODE((tmp_path / "secrets.json").stat().st_mode) == 0o600
+
+
+def test_a_home_is_made_for_its_owner_alone(tmp_path):
+    values(tmp_path / "deep" / "home", "SECRET_KEY")
+
+    assert stat.S_IMODE((tmp_path / "deep" / "home").stat().st_mode) == 0o700
+
+
+def test_processes_that_start_together_agree_on_one_secret(tmp_path):
+    with ThreadPoolExecutor(6) as pool:
+        keys = list(pool.map(lambda _: values(tmp_path, "SECRET_KEY")["SECRET_KEY"], range(6)))
+
+    assert len(set(keys)) == 1
+
+
+def test_threads_that_make_different_secrets_lose_none(tmp_path):
+    secrets = SecretFile(tmp_path / "secrets.json")
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda n: secrets.get_or_create(f"name-{n}", lambda: f"secret-{n}"), range(40)))
+
+    assert [secrets.get(f"name-{n}") for n in range(40)] == [f"secret-{n}" for n in range(40)]
+
+
+def test_a_secrets_file_that_others_can_read_is_refused(tmp_path):
+    secrets = SecretFile(tmp_path / "secrets.json")
+    secrets.put("name", "secret")
+    secrets.path.chmod(0o640)
+
+    with pytest.raises(ImproperlyConfigured, match="chmod 600"):
+        secrets.get("name")
+
+
+def test_a_link_in_place_of_the_secrets_file_is_not_followed(tmp_path):
+    elsewhere = tmp_path / "elsewhere.json"
+    elsewhere.write_text("{}")
+    elsewhere.chmod(0o600)
+    (tmp_path / "secrets.json").symlink_to(elsewhere)
+
+    with pytest.raises(OSError, match="symbolic links"):
+        SecretFile(tmp_path / "secrets.json").get("name")
+
+
+def test_a_damaged_secrets_file_is_not_overwritten(tmp_path):
+    path = tmp_path / "secrets.json"
+    path.write_text("{ half")
+    path.chmod(0o600)
+
+    with pytest.raises(ImproperlyConfigured, match="damaged"):
+        SecretFile(path).get_or_create("SECRET_KEY", lambda: "new")
+
+    assert path.read_text() == "{ half"
+
+
+def test_a_home_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").touch()
+
+    loaded = load(tmp_path / "file" / "home")
+
+    assert "set ENGINE_HOME to a folder" in loaded.stderr.splitlines()[-1]
