@@ -2,12 +2,8 @@
 
 import hmac
 import logging
-from datetime import timedelta
-from typing import Any
 
 from django.db import DatabaseError, transaction
-from django.db.models import Q
-from django.db.models.functions import Now
 from rest_framework.authentication import BaseAuthentication
 from rest_framework.request import Request
 
@@ -23,6 +19,7 @@ from apikeys.errors import (
     ProjectArchived,
 )
 from apikeys.models import ApiKey
+from apikeys.queries import FoundKey
 from apikeys.secret import digest, is_well_formed
 from engine.problems import NotAuthenticated
 
@@ -55,37 +52,30 @@ def authenticate_bearer(header_value: str, ip: str, *, request_id: str = "", via
     secret = secret.strip()
     if scheme.lower() != "bearer":
         raise NotAuthenticated("Send the key as `Authorization: Bearer engine_live_…`")
-    key = _find(secret)
-    _check_usable(key, ip, request_id)
-    if key.is_use_unnoted:
+    found = _find(secret)
+    key = found.key
+    _check_usable(found, ip, request_id)
+    if found.is_use_unnoted:
         _note_use(key)
     return Caller(key.project, frozenset(key.scopes), key, via=via, ip=ip or None, request_id=request_id)
 
 
-def _find(secret: str) -> Any:
-    """The row of the key, annotated by the database's clock."""
+def _find(secret: str) -> FoundKey:
     if not is_well_formed(secret):
         raise InvalidKey  # noise costs no query
     hashed = digest(secret)
-    key = (
-        ApiKey.objects.select_related("project")
-        .annotate(
-            is_expired=Q(expires_at__lte=Now()),
-            is_use_unnoted=Q(last_used_at=None) | Q(last_used_at__lt=Now() - timedelta(minutes=1)),
-        )
-        .filter(secret_hash=hashed)
-        .first()
-    )
-    if key is None or not hmac.compare_digest(bytes(key.secret_hash), hashed):
+    found = queries.find_key(hashed)
+    if found is None or not hmac.compare_digest(bytes(found.key.secret_hash), hashed):
         raise InvalidKey
-    return key
+    return found
 
 
-def _check_usable(key: Any, ip: str, request_id: str) -> None:
+def _check_usable(found: FoundKey, ip: str, request_id: str) -> None:
+    key = found.key
     if key.revoked_at is not None:
         services.note_refused_use(key, ip=ip, request_id=request_id)
         raise KeyRevoked
-    if key.is_expired:
+    if found.is_expired:
         raise KeyExpired
     if key.disabled_at is not None:
         raise KeyDisabled

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from django.db import OperationalError, connection, transaction
 from django.db.models.functions import Now
+from django.forms.models import model_to_dict
 from django.test.utils import CaptureQueriesContext
 from rest_framework.test import APIClient
 
@@ -153,6 +154,18 @@ def test_a_refused_address_is_a_403_and_no_header_of_the_client_helps() -> None:
     answer = get(f"Bearer {held.secret}", REMOTE_ADDR="192.0.2.7", HTTP_X_FORWARDED_FOR="10.0.0.1")
 
     assert (answer.status_code, answer.json()["code"]) == (403, "address_not_allowed")
+
+
+def test_the_caller_carries_the_whole_key_and_its_project() -> None:
+    held = make_key("jobs:read", windows=[{"limit": 1, "seconds": 2}], allowed_cidrs=["10.0.0.0/8"])
+
+    by = authenticate_bearer(f"Bearer {held.secret}", "10.0.0.1")
+
+    assert by.key is not None
+    assert by.project is not None
+    found, stored = model_to_dict(by.key), model_to_dict(ApiKey.objects.get(id=held.key.id))
+    assert (found, by.key.created_at) == (stored, ApiKey.objects.get(id=held.key.id).created_at)
+    assert model_to_dict(by.project) == model_to_dict(Project.objects.get(id=held.project.id))
 
 
 def test_a_request_costs_one_select_and_one_upsert_for_each_window() -> None:
