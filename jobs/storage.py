@@ -19,7 +19,7 @@ from uuid import UUID
 
 from django.conf import settings
 from django.core.files import File
-from django.core.files.storage import Storage, storages
+from django.core.files.storage import FileSystemStorage, Storage, storages
 
 BLOCK_BYTES = 1024 * 1024
 HEAD_BYTES = 4096
@@ -125,7 +125,7 @@ def _save(path: Path, key: str, size: int) -> str:
         return key
     with _Whole(path) as whole:
         saved = target.save(key, whole)
-    with contextlib.suppress(NotImplementedError):  # not a local folder
+    if isinstance(target, FileSystemStorage):
         _sync_folder(Path(target.path(saved)).parent)
     return saved
 
@@ -165,12 +165,11 @@ def store_blocks(blocks: Iterable[bytes], *, folder: str, most_bytes: int) -> Bl
 def local_file(key: str) -> Iterator[Path]:
     """A path to read stored bytes from, good inside the context. Raises BlobMissing, StorageFailed."""
     target = storage()
-    try:
-        path = Path(target.path(key))
-    except NotImplementedError:  # not a local folder: fetch it
+    if not isinstance(target, FileSystemStorage):
         with _fetched(target, key) as path:
             yield path
         return
+    path = Path(target.path(key))
     if not path.is_file():
         raise BlobMissing(f"The stored file {key} is gone.")
     yield path

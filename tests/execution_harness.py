@@ -5,6 +5,7 @@ of failure. `Story` is a job over several attempts: what was durable in one is t
 """
 
 import asyncio
+import json
 import os
 import random
 import shutil
@@ -26,7 +27,6 @@ from jobs.execution.ports import (
     InputFile,
     Journal,
     JournalStep,
-    LeaseLostError,
 )
 from jobs.sandboxes.base import (
     CodeResult,
@@ -227,6 +227,86 @@ class PipeProvider(Provider):
 
     async def close(self) -> None:
         return
+
+
+class ScriptedSandbox(Sandbox):
+    """Brings forth what a test wrote down, then ends. `files` are what it holds; `sent` what it was told."""
+
+    def __init__(self, script: Sequence[SandboxOutput | Exception], files: dict[str, bytes]) -> None:
+        self.ref = "scripted"
+        self.script = script
+        self.files = files
+        self.sent: list[dict[str, Any]] = []
+        self.calls: list[str] = []
+
+    async def start(self, argv: Sequence[str]) -> None:
+        self.calls.append("start")
+
+    async def outputs(self) -> AsyncIterator[SandboxOutput]:
+        for item in self.script:
+            if isinstance(item, Exception):
+                raise item
+            yield item
+        if not self.script or not isinstance(self.script[-1], Ended):
+            await asyncio.Event().wait()  # it lives on and says nothing
+
+    async def send(self, line: bytes) -> None:
+        self.sent.append(json.loads(line))
+
+    async def list_files(self, folder: str, *, most: int = 1000) -> list[FileEntry]:
+        found = [
+            FileEntry(path.removeprefix(f"{folder}/"), len(data))
+            for path, data in self.files.items()
+            if path.startswith(f"{folder}/")
+        ]
+        if len(found) > most:
+            raise SandboxFileError("too many")
+        return found
+
+    async def read_file(self, path: str, *, most_bytes: int) -> AsyncIterator[bytes]:
+        if path not in self.files:
+            raise SandboxFileError(f"{path} is no file")
+        if len(self.files[path]) > most_bytes:
+            raise SandboxFileError(f"{path} is too large")
+        for start in range(0, len(self.files[path]), 50_000):
+            yield self.files[path][start : start + 50_000]
+
+    async def run_code(self, code: str, *, timeout_seconds: float) -> CodeResult:
+        raise NotImplementedError
+
+    async def terminate(self) -> None:
+        self.calls.append("terminate")
+
+    async def close(self) -> None:
+        self.calls.append("close")
+
+
+class ScriptedProvider(PipeProvider):
+    """Opens one scripted sandbox."""
+
+    def __init__(
+        self,
+        script: Sequence[SandboxOutput | Exception | dict[str, Any] | bytes],
+        files: dict[str, bytes] | None = None,
+    ) -> None:
+        super().__init__(Path("/nowhere"))
+        self.name = "scripted"
+        self.sandbox = ScriptedSandbox([_output(item) for item in script], files or {})
+
+    async def open(self, spec: SandboxSpec) -> ScriptedSandbox:  # type: ignore[override]  # another sandbox, as promised
+        if self.opening is not None:
+            await self.opening(spec)
+        return self.sandbox
+
+
+def _output(item: SandboxOutput | Exception | dict[str, Any] | bytes) -> SandboxOutput | Exception:
+    """A dict is a record of the SDK, bytes are a forged one."""
+    if isinstance(item, dict):
+        return Record(json.dumps(item).encode())
+    return Record(item) if isinstance(item, bytes) else item
+
+
+ENDED = Ended(EndReason.EXITED, 0)
 
 
 @dataclass(frozen=True)
@@ -477,24 +557,19 @@ class MakeStory:
         provider = PipeProvider(self.folder / f"sandboxes-{channel}-{uuid4()}", channel)
         return Story(provider, source, **job)
 
+    def scripted(
+        self,
+        *script: SandboxOutput | Exception | dict[str, Any] | bytes,
+        files: dict[str, bytes] | None = None,
+        **job: Any,
+    ) -> tuple[Story, ScriptedSandbox]:
+        """A job whose program is a list of what it brings forth."""
+        provider = ScriptedProvider(script, files)
+        return Story(provider, "", **job), provider.sandbox
+
 
 async def until(condition: Callable[[], bool]) -> None:
     """Wait for a condition, at most the harness's deadline."""
     async with asyncio.timeout(DEADLINE_SECONDS):
         while not condition():
             await asyncio.sleep(0.005)
-
-
-__all__ = [
-    "Durable",
-    "LeaseLostError",
-    "MakeStory",
-    "MemoryRecorder",
-    "PipeProvider",
-    "PipeSandbox",
-    "Story",
-    "WorkerDied",
-    "failure_of",
-    "result_of",
-    "until",
-]

@@ -12,7 +12,6 @@ from jobs.sandboxes.base import Ended, EndReason, Limits
 FINAL_CODES = frozenset(
     (
         "checkpoint_too_large",
-        "invalid_agent",
         "journal_full",
         "non_determinism",
         "result_too_large",
@@ -26,9 +25,15 @@ _NO_SPACE = "[Errno 28]"
 def reported(error: ErrorReport, limits: Limits) -> Failed:
     """The program said itself why it has no result."""
     data = {"type": error.type, "traceback": error.traceback} if error.traceback else {}
+    kind = "" if error.type == "UserError" else error.type
+    whole = ": ".join(filter(None, (kind, error.message)))
+    if error.code == "invalid_agent":
+        remedy = "Correct its source and register a new version."
+        return Failed(
+            "invalid_agent", f"The agent cannot be loaded: {whole}", remedy, retryable=False, data=data
+        )
     if error.code in FINAL_CODES:
-        shown = data if error.code == "invalid_agent" else {}
-        return Failed(error.code, error.message, error.remedy, retryable=False, data=shown)
+        return Failed(error.code, error.message, error.remedy, retryable=False)
     if error.type == "MemoryError":
         return _out_of_memory(limits, progressed=False, data=data)
     if error.type == "OSError" and _NO_SPACE in error.message:
@@ -39,7 +44,7 @@ def reported(error: ErrorReport, limits: Limits) -> Failed:
         )
     return Failed(
         "agent_error",
-        ": ".join(filter(None, (error.type, error.message))),
+        whole,
         "The traceback is in the log: correct the agent, or retry if the cause has passed.",
         data=data,
     )

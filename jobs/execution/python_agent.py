@@ -289,17 +289,18 @@ class Program:
             if step.key in self._ended:
                 raise BadRecord("a step began that had ended")
             self._known.add(step.key)
-        if len(self._known) > MOST_STEPS:
-            raise Refusal(
-                f"The job has more than {MOST_STEPS:,} steps.",
-                remedy="Do more in each step.",
-                code="journal_full",
-            )
+        self._check_room()
         self._begun.update((step.key, step) for step in steps)
+
+    def _check_room(self) -> None:
+        if len(self._known) > MOST_STEPS:
+            message = f"The job has more than {MOST_STEPS:,} steps."
+            raise Refusal(message, remedy="Do more in each step.", code="journal_full")
 
     async def _end(self, record: protocol.End) -> None:
         step = self._begun.get(record.key)
         if step is None or record.key in self._ended:
+            self._check_room()  # nobody waited to hear that its begin was refused
             raise BadRecord("a step ended that had not begun")
         self._weigh(record.value)
         await self._stragglers()

@@ -1351,7 +1351,7 @@ def _load(source: Path) -> Callable[..., Any]:
     sys.path.insert(0, str(source.parent))
     spec = importlib.util.spec_from_file_location("agent", source)
     if spec is None or spec.loader is None or not source.is_file():
-        raise _failure("invalid_agent", f"The agent has no file {source.name}.")
+        raise _failure("invalid_agent", f"there is no file {source.name}")
     module = importlib.util.module_from_spec(spec)
     sys.modules["agent"] = module
     try:
@@ -1361,7 +1361,7 @@ def _load(source: Path) -> Callable[..., Any]:
         raise
     main = getattr(module, "main", None)
     if not callable(main):
-        raise _failure("invalid_agent", f"{source.name} defines no main(task, inputs).")
+        raise _failure("invalid_agent", f"{source.name} defines no main(task, inputs)")
     return main  # type: ignore[no-any-return]  # callable, checked above
 
 
