@@ -1,0 +1,1 @@
+"""What all dashboard pages share: the theme, lists without counting, parts that refresh, who acts."""

@@ -1,0 +1,160 @@
+"""How the dashboard shows values: states, times, spans, and text from agents that nobody can trust."""
+
+import json
+import re
+from datetime import datetime, timedelta
+from typing import Any
+
+from django import template
+from django.utils.html import escape, format_html, format_html_join
+from django.utils.safestring import SafeString, mark_safe
+
+from jobs.figures import MOST_COUNTED
+
+register = template.Library()
+
+# Controls (tab and line feed apart), and the marks that turn the direction of text or have no width: a name or a
+# line could otherwise show something else than it holds. `log.js` has the same list.
+HIDDEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb]"
+)
+
+_FIRST_16 = "NUL SOH STX ETX EOT ENQ ACK BEL BS TAB LF VT FF CR SO SI"
+_NEXT_16 = "DLE DC1 DC2 DC3 DC4 NAK SYN ETB CAN EM SUB ESC FS GS RS US"
+CONTROLS = [*_FIRST_16.split(" "), *_NEXT_16.split(" ")]
+
+WORDS = {
+    "waiting_for_input": "waiting",
+    "handed_back": "handed back",
+    "multi_choice": "choices",
+    "noop": "no-op",
+}
+
+
+@register.simple_tag
+def chip(state: str, text: str = "") -> SafeString:
+    """A state as a coloured chip; the word carries the meaning, the colour repeats it."""
+    return format_html(
+        '<span class="e-chip e-is-{}">{}</span>', state, text or WORDS.get(state, state.replace("_", " "))
+    )
+
+
+@register.simple_tag
+def icon(name: str, label: str = "") -> SafeString:
+    """A symbol; hidden from screen readers unless it has a label."""
+    if label:
+        return format_html(
+            '<span class="material-symbols-outlined e-icon" role="img" aria-label="{}">{}</span>', label, name
+        )
+    return format_html('<span class="material-symbols-outlined e-icon" aria-hidden="true">{}</span>', name)
+
+
+@register.filter
+def when(moment: datetime | None) -> SafeString:
+    """A moment as "3 min ago", kept true and given in the viewer's own zone by times.js."""
+    return _time(moment, "ago")
+
+
+@register.filter
+def at(moment: datetime | None) -> SafeString:
+    """A moment as date and time."""
+    return _time(moment, "at")
+
+
+@register.filter
+def since(moment: datetime | None) -> SafeString:
+    """The time that has passed since then, running on: "3 min 12 s"."""
+    return _time(moment, "since")
+
+
+def _time(moment: datetime | None, how: str) -> SafeString:
+    if moment is None:
+        return mark_safe('<span class="e-none">–</span>')
+    return format_html(
+        '<time datetime="{}" data-{}>{} UTC</time>',
+        moment.isoformat(),
+        how,
+        moment.strftime("%Y-%m-%d %H:%M:%S"),
+    )
+
+
+@register.filter
+def span(value: timedelta | float | None) -> str:
+    """A length of time in two units at most; a bare number is milliseconds."""
+    if value is None:
+        return "–"
+    milliseconds = value.total_seconds() * 1000 if isinstance(value, timedelta) else float(value)
+    if milliseconds < 1000:
+        return f"{milliseconds:.0f} ms"
+    seconds = milliseconds / 1000
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    for size, unit, smaller, smaller_unit in (
+        (86400, "d", 3600, "h"),
+        (3600, "h", 60, "min"),
+        (60, "min", 1, "s"),
+    ):
+        if whole >= size:
+            rest = whole % size // smaller
+            return f"{whole // size} {unit} {rest} {smaller_unit}" if rest else f"{whole // size} {unit}"
+    return f"{whole} s"
+
+
+@register.filter
+def between(start: datetime | None, end: datetime | None) -> str:
+    """How long it took; "–" while one end is missing."""
+    return span(end - start) if start and end else "–"
+
+
+@register.filter
+def capped(count: int) -> str:
+    """A count that was only taken so far: "10,000+"."""
+    return f"{MOST_COUNTED:,}+" if count > MOST_COUNTED else f"{count:,}"
+
+
+@register.filter
+def percent(share: float | None) -> str:
+    """0..1 as a percentage."""
+    if share is None:
+        return "–"
+    return f"{share * 100:.1f}".removesuffix(".0") + " %"
+
+
+@register.filter
+def visible(text: object) -> SafeString:
+    """Text with everything that would not show, or would reorder what shows, made visible."""
+    parts = []
+    last = 0
+    raw = str(text)
+    for found in HIDDEN.finditer(raw):
+        parts.append(escape(raw[last : found.start()]))
+        parts.append(_mark(found[0]))
+        last = found.end()
+    parts.append(escape(raw[last:]))
+    return format_html_join("", "{}", ((part,) for part in parts))
+
+
+def _mark(character: str) -> SafeString:
+    code = ord(character)
+    point = f"U+{code:04X}"
+    sign = CONTROLS[code] if code < len(CONTROLS) else "DEL" if code == 0x7F else point
+    return format_html('<span class="e-hidden-char" title="{}">{}</span>', point, sign)
+
+
+@register.filter
+def pretty(value: Any) -> SafeString:
+    """JSON to read, as text."""
+    return visible(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+@register.filter
+def short(value: object) -> str:
+    """The last block of a UUID: the part that differs between ids made at nearly the same time."""
+    return str(value)[-12:]
+
+
+@register.filter
+def unlocalized(number: float) -> str:
+    """A number as HTML attributes take it, whatever the locale."""
+    return f"{float(number):g}"

@@ -1,0 +1,211 @@
+"""A question as a form: one field or several, by its kind, and the answer that was meant."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from django import forms
+from django.core.validators import MaxValueValidator, MinValueValidator
+from django.http import HttpRequest
+
+from engine.errors import FieldError
+from jobs.models import Question
+
+# More choices than this are a list to pick from, not buttons to read.
+MOST_RADIOS = 8
+DECISIONS = {
+    "approve": "Approve",
+    "edit": "Approve with these arguments",
+    "reject": "Reject",
+    "respond": "Reply without deciding",
+}
+
+
+class JSONText(forms.CharField):
+    """JSON that a person edits."""
+
+    widget = forms.Textarea
+
+    def to_python(self, value: Any) -> Any:
+        """The value it means. ValidationError says where the text stops being JSON."""
+        text = super().to_python(value)
+        if not text:
+            return None
+        try:
+            return json.loads(text)
+        except json.JSONDecodeError as error:
+            raise forms.ValidationError(
+                f"This is not JSON: line {error.lineno}, column {error.colno}: {error.msg}."
+            ) from error
+        except RecursionError as error:
+            raise forms.ValidationError("This is nested too deeply.") from error
+
+
+class AnswerForm(forms.Form):
+    """The form of one open question."""
+
+    def __init__(self, question: Question, data: Mapping[str, Any] | None = None) -> None:
+        super().__init__(data, prefix=f"q{question.id.hex[-12:]}")
+        self.question = question
+        self.fields.update(_fields(question))
+
+    @property
+    def is_inline(self) -> bool:
+        """Whether its buttons are the answer: a confirm, or an approval."""
+        return self.question.kind in (Question.Kind.CONFIRM, Question.Kind.APPROVAL)
+
+    @property
+    def decisions(self) -> list[tuple[str, str]]:
+        """The buttons of an approval."""
+        allowed = self.question.details.get("allowed") or list(DECISIONS)
+        return [(name, label) for name, label in DECISIONS.items() if name in allowed]
+
+    @property
+    def error_id(self) -> str:
+        """The element that says what is wrong, for `aria-describedby`."""
+        return f"{self.prefix}-error"
+
+    def answer(self, request: HttpRequest) -> Any:
+        """What was answered, in the form that `jobs.services.respond` takes."""
+        match self.question.kind:
+            case Question.Kind.CONFIRM:
+                return {"yes": True, "no": False}.get(request.POST.get("answer", ""))
+            case Question.Kind.APPROVAL:
+                return self._decision(request.POST.get("answer", ""))
+            case Question.Kind.FORM:
+                return {name: value for name, value in self._members() if value is not None}
+            case _:
+                return self.cleaned_data["answer"]
+
+    def _decision(self, decision: str) -> dict[str, Any]:
+        answer: dict[str, Any] = {"decision": decision}
+        if decision == "edit":
+            answer["arguments"] = self.cleaned_data.get("arguments")
+        message = self.cleaned_data.get("message")
+        return answer | ({"message": message} if message else {})
+
+    def _members(self) -> list[tuple[str, Any]]:
+        """A form's values by the schema's own names. What was left empty is left out."""
+        members = []
+        for index, (name, schema) in enumerate(_properties(self.question).items()):
+            value = self.cleaned_data.get(f"f{index}")
+            if value in ("", [], None):
+                value = None
+            elif schema.get("type") in ("integer", "number") and "enum" in schema:
+                value = next((option for option in schema["enum"] if str(option) == value), value)
+            members.append((name, value))
+        return members
+
+    def take_faults(self, detail: str, errors: list[FieldError]) -> None:
+        """Show at each field what the question's schema has against it."""
+        names = {f"/answer/{name}": f"f{index}" for index, name in enumerate(_properties(self.question))}
+        for error in errors:
+            self.add_error(names.get(error["pointer"]), error["detail"])
+        if not errors:
+            self.add_error(None, detail)
+
+
+def _fields(question: Question) -> dict[str, forms.Field]:
+    match question.kind:
+        case Question.Kind.TEXT:
+            area = forms.Textarea({"rows": 3})
+            return {"answer": forms.CharField(label="Your answer", widget=area, initial=question.default)}
+        case Question.Kind.CHOICE:
+            return {"answer": _choice(question.choices or [], question.default)}
+        case Question.Kind.MULTI_CHOICE:
+            return {"answer": _choices(question.choices or [], question.default)}
+        case Question.Kind.FORM:
+            required = set(question.schema.get("required", []))
+            given = question.default if isinstance(question.default, dict) else {}
+            return {
+                f"f{index}": _member(name, schema, is_required=name in required, initial=given.get(name))
+                for index, (name, schema) in enumerate(_properties(question).items())
+            }
+        case Question.Kind.APPROVAL:
+            return _approval(question)
+        case _:
+            return {}
+
+
+def _properties(question: Question) -> dict[str, dict[str, Any]]:
+    """The schema's members, required ones first in their order: the database keeps no order within an object."""
+    found = question.schema.get("properties", {})
+    if not isinstance(found, dict):
+        return {}
+    first = [name for name in question.schema.get("required", []) if name in found]
+    return {name: found[name] for name in [*first, *found]}
+
+
+def _choice(choices: list[Any], initial: Any) -> forms.Field:
+    pairs = [(str(choice), str(choice)) for choice in choices]
+    if len(pairs) > MOST_RADIOS:
+        return forms.ChoiceField(label="Your answer", choices=[("", "Choose…"), *pairs], initial=initial)
+    return forms.ChoiceField(label="Your answer", choices=pairs, widget=forms.RadioSelect, initial=initial)
+
+
+def _choices(choices: list[Any], initial: Any) -> forms.Field:
+    pairs = [(str(choice), str(choice)) for choice in choices]
+    return forms.MultipleChoiceField(
+        label="Your answer",
+        choices=pairs,
+        widget=forms.CheckboxSelectMultiple,
+        initial=initial,
+        required=False,
+    )
+
+
+def _approval(question: Question) -> dict[str, forms.Field]:
+    fields: dict[str, forms.Field] = {}
+    allowed = question.details.get("allowed") or list(DECISIONS)
+    if "edit" in allowed:
+        arguments = json.dumps(question.details.get("arguments"), indent=2, ensure_ascii=False)
+        rows = min(16, arguments.count("\n") + 2)
+        fields["arguments"] = JSONText(
+            label="Arguments, to change before you approve",
+            initial=arguments,
+            widget=forms.Textarea({"rows": rows, "class": "e-code", "spellcheck": "false"}),
+            required=False,
+        )
+    fields["message"] = forms.CharField(
+        label="Message to the agent", required=False, widget=forms.Textarea({"rows": 2})
+    )
+    return fields
+
+
+def _member(name: str, schema: dict[str, Any], *, is_required: bool, initial: Any) -> forms.Field:
+    """One property of a flat JSON Schema. What this makes of it is help; the schema itself decides."""
+    common: dict[str, Any] = {
+        "label": str(schema.get("title") or name.replace("_", " ").capitalize()),
+        "help_text": str(schema.get("description", "")),
+        "initial": schema.get("default") if initial is None else initial,
+        "required": is_required,
+    }
+    if "enum" in schema:
+        pairs = [(str(option), str(option)) for option in schema["enum"]]
+        return forms.ChoiceField(choices=pairs if is_required else [("", "–"), *pairs], **common)
+    match schema.get("type"):
+        case "boolean":
+            return forms.BooleanField(**common | {"required": False})
+        case "integer" | "number" as kind:
+            limits = [
+                check(schema[word])
+                for word, check in (("minimum", MinValueValidator), ("maximum", MaxValueValidator))
+                if isinstance(schema.get(word), int | float)
+            ]
+            numbers = forms.IntegerField if kind == "integer" else forms.FloatField
+            return numbers(validators=limits, **common)
+        case "array":
+            options = schema.get("items", {}).get("enum", [])
+            pairs = [(str(option), str(option)) for option in options]
+            return forms.MultipleChoiceField(choices=pairs, widget=forms.CheckboxSelectMultiple, **common)
+        case _:
+            return _text(schema, common)
+
+
+def _text(schema: dict[str, Any], common: dict[str, Any]) -> forms.Field:
+    kinds = {"email": "email", "uri": "url", "date": "date", "date-time": "datetime-local", "time": "time"}
+    kind = kinds.get(str(schema.get("format")), "text")
+    widget: forms.Widget = forms.TextInput({"type": kind})
+    if kind == "text" and int(schema.get("maxLength") or 0) > 200:
+        widget = forms.Textarea({"rows": 3})
+    return forms.CharField(widget=widget, max_length=schema.get("maxLength"), **common)

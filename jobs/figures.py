@@ -1,0 +1,256 @@
+"""Figures about the installation as it is now and in the last hour. Nothing here counts history.
+
+Numbers over time come from the minute buckets; states now from indexes that hold unfinished jobs, each count capped,
+so that a million queued jobs cost what ten thousand do.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from django.db import connection
+
+from jobs.models import Job, MinuteStat, Question
+
+UNFINISHED = (
+    Job.Status.QUEUED,
+    Job.Status.RUNNING,
+    Job.Status.WAITING_FOR_INPUT,
+    Job.Status.SCHEDULED,
+)
+# A count that reaches this is shown as "10,000+".
+MOST_COUNTED = 10_000
+WINDOW_MINUTES = 60
+
+# By project, because every list index begins with it; a status of a project is then one index range.
+STATES = """
+SELECT status, least(sum(found), %(most)s + 1)
+  FROM unnest(%(statuses)s::text[]) AS status
+ CROSS JOIN apikeys_project AS project
+ CROSS JOIN LATERAL (
+    SELECT count(*) AS found FROM (
+        SELECT 1 FROM jobs_job AS job
+         WHERE job.project_id = project.id AND job.status = status.status
+         LIMIT %(most)s + 1) AS capped
+ ) AS counted
+ GROUP BY status
+"""
+
+OLDEST_QUEUED = """
+SELECT first.id, greatest(first.created_at, first.run_at)
+  FROM apikeys_project AS project
+ CROSS JOIN LATERAL (
+    SELECT id, created_at, run_at FROM jobs_job AS job
+     WHERE job.project_id = project.id AND job.status = 'queued'
+     ORDER BY id LIMIT 1
+ ) AS first
+ ORDER BY 2 LIMIT 1
+"""
+
+# The newest jobs of one status over all projects.
+NEWEST_IN = """
+SELECT newest.id
+  FROM apikeys_project AS project
+ CROSS JOIN LATERAL (
+    SELECT id FROM jobs_job AS job
+     WHERE job.project_id = project.id AND job.status = %(status)s
+     ORDER BY id DESC LIMIT %(limit)s
+ ) AS newest
+ ORDER BY newest.id DESC LIMIT %(limit)s
+"""
+
+MINUTES = """
+SELECT minute, outcome, error_code <> '', sum(count)
+  FROM jobs_minutestat
+ WHERE minute > date_trunc('minute', statement_timestamp()) - make_interval(mins => %(minutes)s)
+ GROUP BY 1, 2, 3
+"""
+
+HISTOGRAMS = """
+SELECT bucket, sum(wait.n), sum(run.n)
+  FROM jobs_minutestat AS stat,
+       unnest(stat.wait_histogram) WITH ORDINALITY AS wait (n, bucket)
+  JOIN LATERAL unnest(stat.run_histogram) WITH ORDINALITY AS run (n, bucket) USING (bucket)
+ WHERE minute > date_trunc('minute', statement_timestamp()) - make_interval(mins => %(minutes)s)
+ GROUP BY bucket ORDER BY bucket
+"""
+
+ERROR_CODES = """
+SELECT error_code, sum(count)
+  FROM jobs_minutestat
+ WHERE error_code <> ''
+   AND minute > date_trunc('minute', statement_timestamp()) - make_interval(mins => %(minutes)s)
+ GROUP BY error_code ORDER BY 2 DESC, 1 LIMIT 5
+"""
+
+WORKERS = """
+SELECT count(*), coalesce(sum(slots), 0), coalesce(sum(running), 0),
+       count(*) FILTER (WHERE NOT can_run), count(*) FILTER (WHERE drain_requested_at IS NOT NULL)
+  FROM jobs_worker
+ WHERE stopped_at IS NULL AND lease_until > statement_timestamp()
+"""
+
+
+@dataclass(frozen=True)
+class Minute:
+    """What ended in one minute."""
+
+    at: datetime
+    completed: int = 0
+    failed: int = 0
+
+    @property
+    def total(self) -> int:
+        """All that ended."""
+        return self.completed + self.failed
+
+
+@dataclass(frozen=True)
+class Hour:
+    """The last hour, minute by minute, oldest first. Times in milliseconds, None where nothing ran."""
+
+    minutes: Sequence[Minute]
+    retried: int
+    lost: int
+    wait_p50: float | None
+    wait_p95: float | None
+    run_p50: float | None
+    run_p95: float | None
+    error_codes: Sequence[tuple[str, int]]
+
+    @property
+    def completed(self) -> int:
+        """Jobs that reached their result."""
+        return sum(minute.completed for minute in self.minutes)
+
+    @property
+    def failed(self) -> int:
+        """Jobs that failed for good."""
+        return sum(minute.failed for minute in self.minutes)
+
+    @property
+    def success(self) -> float | None:
+        """Completed out of those that ended, 0..1."""
+        ended = self.completed + self.failed
+        return self.completed / ended if ended else None
+
+
+@dataclass(frozen=True)
+class Workers:
+    """The workers that hold their lease now."""
+
+    alive: int
+    slots: int
+    running: int
+    unable: int  # alive, but their sandbox does not work
+    draining: int
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What the overview shows."""
+
+    now: datetime
+    states: dict[str, int]
+    oldest_queued: tuple[UUID, datetime] | None
+    open_questions: int
+    oldest_question: datetime | None
+    hour: Hour
+    workers: Workers
+    failures: Sequence[Job] = field(default_factory=list)
+
+
+def figures() -> Figures:
+    """All of it, as of now."""
+    now = _row("SELECT statement_timestamp()")[0]
+    oldest = _rows(OLDEST_QUEUED)
+    questions = Question.objects.open()
+    first = questions.order_by("id").values_list("created_at", flat=True).first()
+    return Figures(
+        now=now,
+        states=states(),
+        oldest_queued=oldest[0] if oldest else None,
+        open_questions=open_questions(),
+        oldest_question=first,
+        hour=hour(now),
+        workers=Workers(*_row(WORKERS)),
+        failures=newest_in(Job.Status.FAILED, limit=6),
+    )
+
+
+def states(statuses: Sequence[str] = UNFINISHED) -> dict[str, int]:
+    """How many jobs are in each of these states now, counted up to MOST_COUNTED + 1."""
+    found = dict(_rows(STATES, statuses=list(statuses), most=MOST_COUNTED))
+    return {str(status): int(found.get(status, 0)) for status in statuses}
+
+
+def open_questions() -> int:
+    """Questions that wait for an answer, counted up to MOST_COUNTED + 1."""
+    return Question.objects.open().order_by()[: MOST_COUNTED + 1].count()
+
+
+def newest_in(status: str, *, limit: int) -> list[Job]:
+    """The newest jobs in one state, over all projects."""
+    ids = [row[0] for row in _rows(NEWEST_IN, status=status, limit=limit)]
+    return list(
+        Job.objects.filter(id__in=ids).select_related("agent_version__agent", "project").order_by("-id")
+    )
+
+
+def hour(now: datetime) -> Hour:
+    """The last WINDOW_MINUTES minutes from their buckets."""
+    window = {"minutes": WINDOW_MINUTES}
+    completed: dict[datetime, int] = {}
+    failed: dict[datetime, int] = {}
+    retried = lost = 0
+    for minute, outcome, is_final_failure, count in _rows(MINUTES, **window):
+        if outcome == "completed":
+            completed[minute] = completed.get(minute, 0) + count
+        elif is_final_failure:
+            failed[minute] = failed.get(minute, 0) + count
+        elif outcome == "failed":
+            retried += count
+        elif outcome == "lost":
+            lost += count
+    first = now.replace(second=0, microsecond=0) - timedelta(minutes=WINDOW_MINUTES - 1)
+    minutes = [first + timedelta(minutes=n) for n in range(WINDOW_MINUTES)]
+    buckets = _rows(HISTOGRAMS, **window)
+    waits, runs = [int(row[1]) for row in buckets], [int(row[2]) for row in buckets]
+    return Hour(
+        minutes=[Minute(at, completed.get(at, 0), failed.get(at, 0)) for at in minutes],
+        retried=retried,
+        lost=lost,
+        wait_p50=quantile(waits, 0.5),
+        wait_p95=quantile(waits, 0.95),
+        run_p50=quantile(runs, 0.5),
+        run_p95=quantile(runs, 0.95),
+        error_codes=[(code, int(count)) for code, count in _rows(ERROR_CODES, **window)],
+    )
+
+
+def quantile(counts: Sequence[int], share: float) -> float | None:
+    """Milliseconds below which `share` of the values lie, linear within a bucket of HISTOGRAM_MS. None: no values."""
+    wanted = sum(counts) * share
+    if not wanted:
+        return None
+    bounds, seen = MinuteStat.HISTOGRAM_MS, 0
+    for index, count in enumerate(counts):
+        if count and seen + count >= wanted:
+            low = bounds[index - 1] if index else 0
+            high = bounds[index] if index < len(bounds) else low  # the open last bucket: its lower bound
+            return low + (high - low) * (wanted - seen) / count
+        seen += count
+    return float(bounds[-1])
+
+
+def _rows(sql: str, **params: Any) -> list[Any]:
+    with connection.cursor() as cursor:
+        cursor.execute(sql, params)
+        found: list[Any] = cursor.fetchall()
+    return found
+
+
+def _row(sql: str, **params: Any) -> Any:
+    return _rows(sql, **params)[0]

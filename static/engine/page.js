@@ -1,0 +1,71 @@
+// Small helps on every page: copy buttons, confirmations, forms that send once, names for the theme's icon buttons.
+(() => {
+  "use strict";
+
+  async function copy(button) {
+    const source = button.dataset.copyFrom;
+    const text = source ? document.getElementById(source).textContent : button.dataset.copy;
+    const label = button.textContent;
+    try {
+      await navigator.clipboard.writeText(text);
+    } catch {
+      // Without TLS there is no clipboard API: select the text, so that one key press copies it.
+      if (source) window.getSelection().selectAllChildren(document.getElementById(source));
+      button.textContent = "Press Ctrl+C";
+      return;
+    }
+    button.textContent = "Copied";
+    setTimeout(() => { button.textContent = label; }, 2000);
+  }
+
+  document.addEventListener("click", (event) => {
+    const button = event.target.closest("[data-copy], [data-copy-from]");
+    if (button) copy(button);
+  });
+
+  document.addEventListener("submit", (event) => {
+    const form = event.target;
+    const question = event.submitter?.dataset.confirm || form.dataset.confirm;
+    if (question && !window.confirm(question)) {
+      event.preventDefault();
+      return;
+    }
+    if (form.method === "post") {
+      if (form.dataset.sent) event.preventDefault();
+      form.dataset.sent = "yes";
+    }
+  });
+  // Back from the next page, a form may be sent again.
+  window.addEventListener("pageshow", () => {
+    document.querySelectorAll("form[data-sent]").forEach((form) => { delete form.dataset.sent; });
+  });
+
+  document.addEventListener("DOMContentLoaded", () => {
+    const address = document.querySelector("[data-address]")?.dataset.address;
+    if (address) window.history.replaceState(null, "", address);
+    nameThemeButtons();
+  });
+
+  // The theme opens its menus with bare <span>s: give them a name, a place in the tab order and the Enter key.
+  function nameThemeButtons() {
+    const names = { dock_to_right: "Show or hide the navigation", close: "Close", unfold_more: "Account and theme" };
+    document.querySelectorAll("span[x-on\\:click], div[x-on\\:click]").forEach((control) => {
+      const symbol = control.querySelector(".material-symbols-outlined:last-child") || control;
+      const name = names[symbol.textContent.trim()];
+      if (!name) return;
+      control.setAttribute("role", "button");
+      control.setAttribute("aria-label", name);
+      control.tabIndex = 0;
+      control.addEventListener("keydown", (event) => {
+        if (event.key !== "Enter" && event.key !== " ") return;
+        event.preventDefault();
+        control.click();
+      });
+    });
+    document.getElementById("content")?.setAttribute("role", "main");
+  }
+
+  document.addEventListener("change", (event) => {
+    if (event.target.matches("[data-submits]")) event.target.form.requestSubmit();
+  });
+})();
