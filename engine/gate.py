@@ -15,7 +15,7 @@ from django.utils.http import parse_header_parameters
 from rest_framework.parsers import BaseParser, DataAndFiles, MultiPartParser
 
 from engine.errors import EngineError, FieldError
-from engine.problems import MAX_ERRORS, BodyTooLarge, UnsupportedMediaType, pointer_part
+from engine.problems import MAX_ERRORS, BodyTooLarge, UnsupportedMediaType, in_short, pointer_part
 
 # Numbers are signed 64-bit, as in PostgreSQL's bigint; 19 digits and a sign hold them all.
 MIN_INTEGER, MAX_INTEGER, INTEGER_CHARS = -(2**63), 2**63 - 1, 20
@@ -112,7 +112,7 @@ def refuse_faults(faults: Iterator[FieldError]) -> None:
     """Raise UnacceptableJson with the first faults, if there are any."""
     errors = [fault for fault, _ in zip(faults, range(MAX_ERRORS), strict=False)]
     if errors:
-        raise UnacceptableJson(errors=errors)
+        raise UnacceptableJson(in_short(errors), errors=errors)
 
 
 class _Fault(str):

@@ -156,7 +156,8 @@ def as_engine_error(exc: BaseException) -> EngineError | None:
         case EngineError():
             return exc
         case drf_errors.ValidationError():
-            return ValidationFailed(errors=list(field_errors(exc.detail)))
+            errors = list(field_errors(exc.detail))
+            return ValidationFailed(in_short(errors), errors=errors)
         case drf_errors.APIException():
             return _from_rest_framework(exc)
         case Http404():
@@ -187,6 +188,14 @@ def field_errors(detail: Any, pointer: str = "") -> Iterator[FieldError]:
             yield from field_errors(inner, f"{pointer}/{index}" if nested else pointer)
     else:
         yield {"pointer": pointer, "detail": str(detail)}
+
+
+def in_short(errors: list[FieldError]) -> str:
+    """The first fault as a sentence for the `detail`, and how many there are besides."""
+    if not errors:
+        return ""
+    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+    return f"{errors[0]['pointer'] or 'The body'}: {errors[0]['detail']}{more}"
 
 
 def pointer_part(name: object) -> str:

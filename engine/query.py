@@ -13,7 +13,7 @@ from rest_framework.request import Request
 
 from engine.errors import EngineError, FieldError
 from engine.gate import text_fault
-from engine.problems import pointer_part
+from engine.problems import in_short, pointer_part
 
 MAX_PARAMETER_CHARS = 2000
 
@@ -40,7 +40,7 @@ def query_params(request: Request, spec: Mapping[str, Convert]) -> dict[str, Any
         except ValueError as exc:
             errors.append({"pointer": f"?{pointer_part(name)}", "detail": str(exc)})
     if errors:
-        raise InvalidQuery(errors=errors)
+        raise InvalidQuery(in_short(errors), errors=errors)
     return values
 
 

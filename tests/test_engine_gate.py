@@ -258,6 +258,12 @@ def test_faults_and_unknown_fields_are_all_reported_with_pointers(web: Client) -
     ]
 
 
+def test_the_detail_names_the_first_fault_and_counts_the_others(web: Client) -> None:
+    body = json.dumps({"name": "x", "b": 1, "c": 2}).encode()
+
+    assert send(web, body, path="/api/form").json()["detail"] == "/b: There is no such field (and 1 more)"
+
+
 @pytest.mark.parametrize("body", [b"[]", b'"x"', b"1", b"null", b"true"])
 def test_a_body_that_is_no_object_is_a_422(web: Client, body: bytes) -> None:
     answer = send(web, body, path="/api/form")
