@@ -1,7 +1,9 @@
 """One look for every chart of the catalog. Import it late: matplotlib takes a second to load."""
 
+import warnings
+
 import matplotlib as mpl
-from engine_agent import artifact, outputs_dir
+from engine_agent import artifact, log, outputs_dir
 
 mpl.use("Agg")
 
@@ -41,6 +43,10 @@ def shorten(text: object, most: int = 28) -> str:
 
 def save(figure, name: str) -> None:
     """Hand a figure back as an image."""
-    figure.savefig(outputs_dir / name)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        figure.savefig(outputs_dir / name)
+    if any("missing from font" in str(warning.message) for warning in caught):
+        log(f"The font of {name} lacks some of the letters: they show as boxes", level="warning")
     plt.close(figure)
     artifact(outputs_dir / name)

@@ -30,11 +30,11 @@ def to_markdown(path: Path, media: Path | None = None) -> str:
     kind = kind_of(path)
     if kind == "empty":
         raise UserError(f"{path.name} is empty.", remedy="Send a file with content.")
-    if kind == "pdf":
+    if kind == "a PDF document":
         text = pdf_to_markdown(path)
     elif kind == "a Word document":
         text = html_to_markdown(docx_to_html(path, media))
-    elif kind == "html":
+    elif kind == "a web page":
         text = html_to_markdown(read_text(path))
     elif kind == "text":
         text = read_text(path)

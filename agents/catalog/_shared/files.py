@@ -108,13 +108,13 @@ def size_of(path: Path) -> str:
 
 
 def kind_of(path: Path) -> str:
-    """What the file is by its content: `empty`, `text`, `html`, `pdf`, or a phrase such as `a PNG image`."""
+    """What the file is by its content: `empty`, `text`, or a phrase such as `a PDF document` or `a web page`."""
     with path.open("rb") as file:
         head = file.read(HEAD_BYTES)
     if not head.strip():
         return "empty"
     if b"%PDF-" in head[:1024]:
-        return "pdf"
+        return "a PDF document"
     if head.startswith(b"PK") and zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             names = set(archive.namelist())
@@ -125,7 +125,7 @@ def kind_of(path: Path) -> str:
     start = head.decode(
         wide_encoding(head) or "latin-1", errors="replace"
     )  # tags are ASCII in any other encoding
-    return "html" if HTML.match(start) else "text"
+    return "a web page" if HTML.match(start) else "text"
 
 
 def read_text(path: Path) -> str:

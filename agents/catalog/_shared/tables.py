@@ -22,6 +22,7 @@ DATE_FORMATS = (
 CURRENCY = r"[\s\u00a0\u202f$€£¥₹%']"
 DECIMAL_COMMA = r"-?(\d{1,3}(\.\d{3})+|\d+),\d{1,2}|-?\d{1,3}(\.\d{3})+,\d+|-?\d+,(\d{4,}|\d{1,2})"
 BOOLEANS = {"yes", "no", "true", "false", "y", "n", "t", "f", "0", "1"}
+PANDAS_SAYS = "Error tokenizing data. C error: "
 NO_DELIMITER = "\x1f"  # the unit separator, which no text holds: each line is one cell
 SAMPLE_ROWS = 2000
 csv.field_size_limit(1 << 30)
@@ -71,8 +72,7 @@ def inspect(path: Path) -> dict:
     if kind == "an Excel workbook":
         converted = write_csv(excel_rows(path))
     elif kind != "text":
-        seems = "a web page" if kind == "html" else "a PDF document" if kind == "pdf" else kind
-        raise UserError(f"{path.name} is {seems}, not a table.", remedy=SAVE_AS_CSV)
+        raise UserError(f"{path.name} is {kind}, not a table.", remedy=SAVE_AS_CSV)
     elif path.suffix.lower() in {".json", ".jsonl", ".ndjson"}:
         converted = write_csv(json_rows(path))
     if converted:
@@ -119,7 +119,7 @@ def read_csv(table: Table, positions: list[int], size: int) -> Iterator[pd.DataF
         return
     except pd.errors.ParserError as error:
         raise UserError(
-            f"{table.path.name} cannot be read as a table: {error}",
+            f"{table.path.name} cannot be read as a table: {str(error).removeprefix(PANDAS_SAYS)}.",
             remedy="Look for a quotation mark that never closes, or export the file again as CSV.",
         ) from error
 
@@ -133,7 +133,7 @@ def first_lines(path: Path, encoding: str) -> list[str]:
 
 def find_delimiter(lines: list[str]) -> str:
     """The delimiter under which most lines have as many cells as the first; none means one column of whole lines."""
-    best, best_score = NO_DELIMITER, 0.5
+    best, best_score = NO_DELIMITER, 0.7
     for delimiter in ",;\t|":
         widths = [len(row) for row in cells(lines, delimiter)]
         agree = sum(width == widths[0] for width in widths) / len(widths)
@@ -148,7 +148,7 @@ def find_header(lines: list[str], delimiter: str) -> tuple[bool, list[str]]:
     """Whether the first line names the columns, and their names, made unique."""
     if delimiter == NO_DELIMITER:
         first = lines[0].strip()
-        header = len(lines) > 1 and len(first.split()) <= 3 and not re.search(r"[.!?]$", first)
+        header = len(first.split()) <= 3 and not re.search(r"[.!?]$", first)
         return header, [first if header else "text"]
     rows = cells(lines, delimiter)
     first = [cell.strip() for cell in rows[0]]
@@ -186,10 +186,14 @@ def excel_rows(path: Path) -> Iterator[list]:
     """The rows of a workbook's first sheet."""
     from openpyxl import load_workbook
 
-    sheet = load_workbook(path, read_only=True, data_only=True).worksheets[0]
-    for row in sheet.iter_rows(values_only=True):
-        if any(cell is not None for cell in row):
-            yield ["" if cell is None else cell for cell in row]
+    try:
+        with path.open("rb") as file:  # openpyxl would refuse another suffix
+            sheet = load_workbook(file, read_only=True, data_only=True).worksheets[0]
+            for row in sheet.iter_rows(values_only=True):
+                if any(cell is not None for cell in row):
+                    yield ["" if cell is None else cell for cell in row]
+    except (KeyError, ValueError, IndexError, AttributeError, SyntaxError, OSError) as error:
+        raise UserError(f"{path.name} is a damaged workbook: {error}", remedy=SAVE_AS_CSV) from error
 
 
 def json_rows(path: Path) -> Iterator[list]:
@@ -202,7 +206,7 @@ def json_rows(path: Path) -> Iterator[list]:
             else [json.loads(line) for line in text.splitlines() if line.strip()]
         )
     except json.JSONDecodeError as error:
-        raise UserError(f"{path.name} is not valid JSON: {error}", remedy=SAVE_AS_CSV) from error
+        raise UserError(f"{path.name} is not valid JSON: {error}.", remedy=SAVE_AS_CSV) from error
     if not all(isinstance(record, dict) for record in records):
         raise UserError(f"{path.name} is not a list of JSON objects.", remedy=SAVE_AS_CSV)
     keys = list(dict.fromkeys(key for record in records for key in record))
@@ -251,12 +255,20 @@ def dates(column: pd.Series) -> pd.Series:
 
 def bin_edges(values: pd.Series, most: int = 20) -> np.ndarray:
     """Edges of a histogram of the middle 99 %; values in steps get as many steps in each bin, so none looks empty."""
-    low, high = values.quantile([0.005, 0.995])
+    low, high = values.quantile(0.005, interpolation="lower"), values.quantile(0.995, interpolation="higher")
+    if low == high:
+        return np.array([low - 0.5, low + 0.5])
     steps = np.sort(values[values.between(low, high)].unique())
-    unit, width = np.diff(steps).min(initial=high - low), (high - low) / most
+    unit, width = np.diff(steps).min(), (high - low) / most
     if width < most * unit:
         width = unit * np.ceil(width / unit - 1e-9)
     return np.arange(steps[0] - min(unit, width) / 2, steps[-1] + width, width)
+
+
+def columns_in_words(kinds: dict[str, str]) -> str:
+    """The columns with their kinds, for an error message."""
+    words = [f"{name} ({kind})" for name, kind in kinds.items()]
+    return ", ".join(words[:30]) + (f" and {len(words) - 30:,} more" if len(words) > 30 else "")
 
 
 def column_kind(column: pd.Series) -> str:

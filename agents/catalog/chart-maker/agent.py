@@ -2,7 +2,9 @@
 
 from engine_agent import UserError, ask_many, log, outputs_dir, progress, step
 from files import choose_file
-from plan import open_choices, read_task
+from plan import known, open_choices, read_task
+
+MOST_CHOICES = 50  # that a person can look through
 
 
 def main(task, inputs):
@@ -37,14 +39,13 @@ def settle(plan, kinds):
         choices = open_choices(plan, part, kinds)
         if len(choices) == 1:
             plan = plan.having(part, choices[0])
+        elif len(choices) > MOST_CHOICES:
+            questions[part] = {"prompt": f"{prompt} Name one of the {len(choices):,} columns.", "key": part}
         elif choices:
-            questions[part] = {
-                "prompt": f"{prompt} The task leaves it open.",
-                "choices": choices,
-                "key": part,
-            }
+            prompt = f"{prompt} The task leaves it open."
+            questions[part] = {"prompt": prompt, "choices": choices, "key": part}
     for part, answer in zip(questions, ask_many(list(questions.values())) if questions else [], strict=True):
-        plan = plan.having(part, answer)
+        plan = plan.having(part, known(answer, kinds))
     if plan.x == plan.y:
         raise UserError(
             f"“{plan.x}” cannot be on both axes.", remedy="Start again and choose two different columns."

@@ -102,10 +102,7 @@ def read_task(task, inputs, kinds):
     """The plan as far as the input and the task tell it."""
     text = task.lower()
     for part in ("x", "y", "group"):
-        if inputs.get(part) and inputs[part] not in {*kinds, COUNT}:
-            raise UserError(
-                f"There is no column “{inputs[part]}”.", remedy=f"Use one of: {', '.join(kinds)}."
-            )
+        known(inputs.get(part) or COUNT, kinds)
     plan = Plan(
         kind=first_match(KINDS, text),
         aggregate=first_match(AGGREGATES, text),
@@ -114,6 +111,13 @@ def read_task(task, inputs, kinds):
     plan = roles(plan, text, mentioned(text, kinds), kinds)
     given = {name: inputs[name] for name in ("kind", "x", "y", "group", "aggregate") if inputs.get(name)}
     return replace(plan, **given)
+
+
+def known(name, kinds):
+    """The name, if it is a column. Raises UserError."""
+    if name not in {*kinds, COUNT}:
+        raise UserError(f"There is no column “{name}”.", remedy=f"Use one of: {', '.join(list(kinds)[:50])}.")
+    return name
 
 
 def first_match(patterns, text):
@@ -186,9 +190,10 @@ def open_choices(plan, part, kinds):
     else:
         return []
     if not choices:
-        held = ", ".join(f"{name} ({kind})" for name, kind in kinds.items())
+        from tables import columns_in_words
+
         raise UserError(
-            f"No column fits this chart. Columns: {held}.",
+            f"No column fits this chart. Columns: {columns_in_words(kinds)}.",
             remedy="Send a table with a column of numbers, or ask for another chart.",
         )
     return choices

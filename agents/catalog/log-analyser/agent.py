@@ -25,6 +25,8 @@ def main(task, inputs):
     progress(0.85, "Writing the report")
     result = result_of(found, files, MOST_CLUSTERS)
     log(f"{result['records']:,} entries, {result['errors']:,} errors in {len(found['clusters']):,} patterns")
+    if result["format"] == "plain lines" and not result["clusters"]:
+        log("No line has a time or a level, and none sounds like an error: is this a log?", level="warning")
     for cluster in result["clusters"][:5]:
         log("{count:,} times: {template}".format(**cluster)[:300], level="warning")
     for peak in result["peaks"]:
@@ -41,7 +43,7 @@ def check(path):
     kind = kind_of(path)
     if kind == "empty":
         raise UserError(f"{path.name} is empty.", remedy="Send a log with lines in it.")
-    if kind not in {"text", "html"}:
+    if kind not in {"text", "a web page"}:
         raise UserError(
             f"{path.name} is {kind}, not a text log.", remedy="Unpack it, or export the log as plain text."
         )

@@ -63,7 +63,7 @@ def open_reviews(task, inputs):
 
 def choose_column(table, task, inputs):
     """The column with the reviews. Asks a person when several could be it."""
-    from tables import column_kind
+    from tables import column_kind, columns_in_words
 
     wanted = inputs.get("text_column")
     if wanted:
@@ -77,11 +77,12 @@ def choose_column(table, task, inputs):
     named = [
         name for name in table.columns if is_review_name(name) and kinds[name] in {"text", "category", "id"}
     ]
-    texts = [name for name in table.columns if kinds[name] == "text" or name in named]
+    texts = [
+        name for name in table.columns if kinds[name] == "text" or name in named or is_wordy(sample[name])
+    ]
     if not texts:
-        held = ", ".join(f"{name} ({kind})" for name, kind in kinds.items())
         raise UserError(
-            f"No column of {table.path.name} holds written reviews. Columns: {held}.",
+            f"No column of {table.path.name} holds written reviews. Columns: {columns_in_words(kinds)}.",
             remedy='Send a table with one review per row, or name the column in the input: {"text_column": "…"}.',
         )
     in_task = [name for name in texts if re.search(rf"\b{re.escape(name.lower())}\b", task.lower())]
@@ -92,6 +93,11 @@ def choose_column(table, task, inputs):
     return ask(
         f"Several columns could hold the reviews. Which one should be scored?\n\n{examples}", choices=texts
     )
+
+
+def is_wordy(column):
+    """Whether cells hold sentences, even the same ones again and again."""
+    return column.str.count(r"[^\W\d_]{2,}").mean() >= 4
 
 
 def is_review_name(name):

@@ -11,6 +11,7 @@ from words import NO_SPACES, stopwords
 STOPS = "\u3002\uff01\uff1f"  # full stop, exclamation and question mark of Chinese and Japanese
 SECTION = 800  # sentences that are ranked together: the cost grows with the square
 BEST_OF_SECTION = 60
+LONGEST_SENTENCE = 600  # characters
 
 
 def sentences_of(text):
@@ -23,13 +24,16 @@ def sentences_of(text):
     for paragraph in re.split(r"\n\s*\n|\n(?=\s*(?:[-*+]|\d+[.)])\s)", text):
         if re.match(r"\s*(#|\||\[\^)", paragraph):
             continue
-        plain = " ".join(
-            re.sub(r"^\s*(?:[-*+>]|\d+[.)])\s+|[*`]|(?<!\w)_+|_+(?!\w)", "", paragraph, flags=re.M).split()
-        )
+        plain = re.sub(r"^\s*(?:[-*+>]|\d+[.)])\s+|[*`]|(?<!\w)_+|_+(?!\w)", "", paragraph, flags=re.M)
         if NO_SPACES.search(plain):
-            found += [part for part in re.split(rf"(?<=[{STOPS}])", plain) if part]
+            sentences = re.split(rf"(?<=[{STOPS}])", plain)
         else:
-            found += [sentence.strip() for sentence in split_multi(plain) if re.search(r"\w", sentence)]
+            sentences = list(split_multi(" ".join(plain.split())))
+        if (
+            max(map(len, sentences), default=0) > LONGEST_SENTENCE
+        ):  # notes without full stops: each line stands alone
+            sentences = plain.splitlines()
+        found += [" ".join(s.split())[:LONGEST_SENTENCE] for s in sentences if re.search(r"\w", s)]
     if not found:
         raise UserError("There are no sentences in this text.", remedy="Send a text of several sentences.")
     return found
