@@ -70,6 +70,16 @@ def index(version: AgentVersion, card: Card, vectors: Vectors) -> None:
     _write_vectors(version, card, vectors)
 
 
+def complete(progress: Progress) -> bool:
+    """Fill what is missing in the active space, background tasks included; False without the model."""
+    try:
+        space = active_space() or _first_space(embeddings.configured())
+        fill(embeddings.of_space(space.name), progress)
+    except EmbedderUnavailable:
+        return False
+    return True
+
+
 def unembedded(space: str) -> QuerySet[AgentVersion]:
     """Current versions that have no vectors in a space, oldest first."""
     embedded = AgentEmbedding.objects.in_space(space).filter(agent_version=OuterRef("id"), part=Part.FULL)

@@ -12,13 +12,14 @@ from django.db.models import F
 from django.db.models.functions import Now
 
 from agents import indexing
-from agents.cards import Card
+from agents.cards import MAX_FAULTS, Card
 from agents.embeddings import Progress
-from agents.errors import AgentArchived, AgentIsShared, AgentNotFound
+from agents.errors import AgentArchived, AgentIsShared, AgentNotFound, InvalidCard
 from agents.indexing import Vectors
 from agents.models import Agent, AgentQuerySet, AgentVersion
 from apikeys.callers import Caller
 from apikeys.services import audit
+from engine.errors import FieldError
 
 # Cards per embedding call of a bulk registration: what progress counts in.
 BULK_BATCH = 20
@@ -44,8 +45,11 @@ def put(by: Caller, card: Any) -> tuple[AgentVersion, bool]:
 
 
 def put_many(by: Caller, cards: Sequence[Any], progress: Progress) -> list[AgentVersion]:
-    """Register many cards; the first bad one stops before anything is stored. Raises as `register` does."""
-    checked = [Card.parse(card) for card in cards]
+    """Register many cards; a bad one stops all before anything is stored, with pointers that begin with its index.
+
+    Raises as `register` does.
+    """
+    checked = _parse_all(cards)
     versions: list[AgentVersion] = []
     progress(0, len(checked))
     for start in range(0, len(checked), BULK_BATCH):
@@ -68,7 +72,7 @@ def resolve(by: Caller, ref: str) -> AgentVersion:
     agent = get(by, found["slug"])
     if agent.status == Agent.Status.ARCHIVED:
         raise AgentArchived(f"The agent {agent.slug} is archived", agent=agent.slug)
-    return version_of(agent, int(found["number"])) if found["number"] else _current(agent)
+    return version_of(agent, int(found["number"])) if found["number"] else current(agent)
 
 
 def agents(by: Caller) -> AgentQuerySet:
@@ -98,15 +102,15 @@ def version_of(agent: Agent, number: int) -> AgentVersion:
 def patch(by: Caller, slug: str, changes: dict[str, Any]) -> tuple[AgentVersion, bool]:
     """A new version with some fields of the card replaced. Raises as `put` does, AgentNotFound and AgentIsShared."""
     agent = _own(by, slug)
-    card = Card.of(_current(agent)).as_json()
+    card = Card.of(current(agent)).as_json()
     if changes.get("slug", slug) != slug:
         changes = {
             **changes,
             "slug": 0,
         }  # a slug is an agent's identity: the card check says so with a pointer
     checked = Card.parse({**card, **changes})
-    if checked.content_hash() == _current(agent).content_hash:
-        return _current(agent), False
+    if checked.content_hash() == current(agent).content_hash:
+        return current(agent), False
     return _store(by, checked, indexing.prepare([checked]), agent=agent)
 
 
@@ -138,21 +142,35 @@ def diff(older: AgentVersion, newer: AgentVersion) -> dict[str, Any]:
     before, after = Card.of(older), Card.of(newer)
     fields = [name for name in after.version_fields() if getattr(before, name) != getattr(after, name)]
     return {
-        "from": older.number,
-        "to": newer.number,
-        "changes": [
-            {"field": name, "from": getattr(before, name), "to": getattr(after, name)}
+        "older": older.number,
+        "newer": newer.number,
+        "fields_changed": [
+            {"field": name, "before": getattr(before, name), "after": getattr(after, name)}
             for name in fields
             if name != "source"
         ],
-        "source": _source_diff(before.source, after.source),
+        "files_changed": _source_diff(before.source, after.source),
     }
 
 
 def export(by: Caller) -> list[dict[str, Any]]:
     """The cards of the caller's own active agents (of the shared ones for staff), as `put_many` takes them."""
     own = agents(by).active().filter(project=by.project).order_by("slug")
-    return [Card.of(_current(agent)).as_json() for agent in own.iterator(chunk_size=200)]
+    return [Card.of(current(agent)).as_json() for agent in own.iterator(chunk_size=200)]
+
+
+def _parse_all(cards: Sequence[Any]) -> list[Card]:
+    checked, faults = [], []
+    for index, card in enumerate(cards):
+        try:
+            checked.append(Card.parse(card))
+        except InvalidCard as error:
+            faults += [
+                FieldError(pointer=f"/{index}{one['pointer']}", detail=one["detail"]) for one in error.errors
+            ]
+    if faults:
+        raise InvalidCard(errors=faults[:MAX_FAULTS])
+    return checked
 
 
 def _unchanged(by: Caller, card: Card) -> AgentVersion | None:
@@ -160,7 +178,7 @@ def _unchanged(by: Caller, card: Card) -> AgentVersion | None:
     agent = owned.select_related("current_version", "stats", "project").first()
     if agent is None or agent.current_version is None:
         return None
-    return _current(agent) if agent.current_version.content_hash == card.content_hash() else None
+    return current(agent) if agent.current_version.content_hash == card.content_hash() else None
 
 
 @transaction.atomic
@@ -171,7 +189,7 @@ def _store(
     if agent.status == Agent.Status.ARCHIVED:
         raise AgentArchived(f"The agent {agent.slug} is archived: restore it first", agent=agent.slug)
     if agent.current_version is not None and agent.current_version.content_hash == card.content_hash():
-        return _current(agent), False
+        return current(agent), False
     version = AgentVersion.objects.create(
         agent=agent,
         number=agent.current_version.number + 1 if agent.current_version else 1,
@@ -216,7 +234,7 @@ def _own(by: Caller, slug: str) -> Agent:
     return agent
 
 
-def _current(agent: Agent) -> AgentVersion:
+def current(agent: Agent) -> AgentVersion:
     """The agent's current version, with the agent itself at hand."""
     version = agent.current_version
     if version is None:

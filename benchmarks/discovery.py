@@ -103,10 +103,12 @@ def register(name: str, agents: list[dict[str, Any]]) -> Caller:
 
 def rankings(by: Caller) -> dict[str, Callable[[str], list[str]]]:
     """The single signals and their usual fusion, over the same index."""
+    from django.db.models import Q
+
     from agents import discovery, queries
     from agents.models import Agent
 
-    registry = discovery._registry(by, discovery.Q())
+    registry = discovery._registry(by, Q())
     slugs = dict(Agent.objects.values_list("current_version_id", "slug"))
     length = queries.average_length(registry)
 
@@ -116,9 +118,7 @@ def rankings(by: Caller) -> dict[str, Callable[[str], list[str]]]:
 
     def meaning(task: str) -> list[str]:
         view = discovery._View.of(task)
-        found = queries.rank(
-            registry, "", view.vector, space=view.space, average_length=length, limit=DEPTH
-        )
+        found = queries.rank(registry, "", view.vector, space=view.space, average_length=length, limit=DEPTH)
         return [slugs[one.version] for one in found]
 
     def fused(task: str) -> list[str]:
@@ -172,7 +172,9 @@ def measure(folder: Path, limit: int | None) -> None:
 
 def main() -> None:
     """Read the arguments and measure each set."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path)
     parser.add_argument("sets", nargs="*", help="names of sets; all by default")
     parser.add_argument("--queries", type=int, help="measure on this many queries, drawn at random")

