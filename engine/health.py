@@ -89,7 +89,7 @@ def _migrated() -> bool:
 
 def workers() -> Part:
     """Whether at least one live worker has a sandbox that works."""
-    alive = Worker.objects.filter(lease_until__gt=Now(), stopped_at=None)
+    alive = Worker.objects.filter(lease_until__gt=Now(), stopped_at=None, drain_requested_at=None)
     if alive.filter(can_run=True).exists():
         return {"ok": True}
     if alive.exists():

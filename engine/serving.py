@@ -21,7 +21,7 @@ STATEMENT_SECONDS = 5.0
 
 
 class PortTaken(Exception):
-    """Another program listens on the address; the message says how to choose another."""
+    """The address cannot be listened on; the message says why."""
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -43,9 +43,7 @@ def listen(host: str, port: int) -> socket.socket:
             errno.EACCES: "needs root's rights",
             errno.EADDRNOTAVAIL: "is not an address of this machine",
         }[error.errno]
-        raise PortTaken(
-            f"{host}:{port} {reason}: choose another port, as in PORT={port + 1} make run."
-        ) from error
+        raise PortTaken(f"{host}:{port} {reason}.") from error
     return listener
 
 

@@ -39,7 +39,7 @@ ENGINE_WEB_THREADS = whole("ENGINE_WEB_THREADS", 8, least=1, most=200)
 ENGINE_DRAIN_SECONDS = seconds("ENGINE_DRAIN_SECONDS", 20.0)
 
 # Called once in each web process before it serves, by dotted name.
-ENGINE_WARM_UP: list[str] = []
+ENGINE_WARM_UP = ["agents.discovery.warm_up"]
 
 DEBUG = flag("DEBUG", default=False)
 if PRODUCTION and DEBUG:
@@ -79,8 +79,8 @@ INSTALLED_APPS = [
 ]
 MIDDLEWARE = [
     "engine.middleware.RequestIdMiddleware",
-    "engine.health.HealthMiddleware",
     "engine.middleware.SecurityHeadersMiddleware",
+    "engine.health.HealthMiddleware",
     "engine.problems.ProblemsMiddleware",
     "apikeys.throttling.rate_headers",
     "django.middleware.security.SecurityMiddleware",

@@ -28,7 +28,7 @@ class Command(BaseCommand):
                 else serving.listen(options["host"], options["port"])
             )
         except serving.PortTaken as error:
-            raise CommandError(str(error)) from error
+            raise CommandError(f"{error} Choose another, as in PORT={options['port'] + 1}.") from error
         if options["processes"] > 1:
             serving.serve_in_processes(listener, options["processes"])
         else:

@@ -1,0 +1,139 @@
+"""`/health/live` says that the process lives, `/health/ready` that jobs can run, and what is missing if not."""
+
+import time
+from datetime import timedelta
+
+import pytest
+from django.db import OperationalError
+from django.test import Client
+from django.utils import timezone
+
+from engine import health
+from jobs.models import Worker
+
+
+def make_worker(*, lease: float = 15, **fields: object) -> Worker:
+    lease_until = timezone.now() + timedelta(seconds=lease)
+    return Worker.objects.create(
+        host="here", pid=1, slots=4, lease_until=lease_until, **{"can_run": True, **fields}
+    )
+
+
+def test_a_process_that_answers_is_alive_whatever_else_is_down(client: Client):
+    answer = client.get("/health/live")
+
+    assert (answer.status_code, answer.json()["status"]) == (200, "ok")
+
+
+@pytest.mark.django_db
+def test_jobs_can_run_once_a_live_worker_has_a_sandbox(client: Client):
+    make_worker()
+
+    answer = client.get("/health/ready")
+
+    assert answer.status_code == 200
+    assert answer.json()["parts"] == {name: {"ok": True} for name in ("database", "migrations", "workers")}
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(
+    ("worker", "remedy"),
+    [
+        (None, "runworker"),
+        ({"lease": -1}, "runworker"),
+        ({"stopped_at": timezone.now()}, "runworker"),
+        ({"drain_requested_at": timezone.now()}, "runworker"),
+        ({"can_run": False}, "doctor"),
+    ],
+)
+def test_without_such_a_worker_it_says_what_to_do(client: Client, worker, remedy):
+    if worker is not None:
+        make_worker(**worker)
+
+    answer = client.get("/health/ready")
+
+    assert answer.status_code == 503
+    part = answer.json()["parts"]["workers"]
+    assert part["ok"] is False
+    assert remedy in part["remedy"]
+
+
+def test_a_database_that_is_away_is_named_and_nothing_else_is_asked(client: Client, monkeypatch):
+    def away() -> health.Part:
+        raise OperationalError("connection refused")
+
+    monkeypatch.setattr(health, "database", away)
+
+    answer = client.get("/health/ready")
+
+    assert answer.status_code == 503
+    assert list(answer.json()["parts"]) == ["database"]
+    assert "refused" not in answer.content.decode()
+
+
+@pytest.mark.django_db
+def test_a_probe_may_call_the_process_by_any_address(client: Client, settings):
+    settings.SECURE_SSL_REDIRECT = True
+
+    assert client.get("/health/live", HTTP_HOST="10.1.2.3:8000").status_code == 200
+    assert client.get("/health/ready", HTTP_HOST="10.1.2.3:8000").status_code == 503
+    assert client.get("/api/v1/jobs", HTTP_HOST="evil.example").status_code == 400
+
+
+@pytest.mark.django_db
+def test_probes_only_ask(client: Client):
+    assert client.post("/health/ready").status_code == 404
+    assert client.get("/health/other").status_code == 404
+
+
+def test_tables_that_are_missing_are_named_until_they_are_there(tmp_path, make_instance):
+    instance = make_instance()
+    instance.manage("migrate", "jobs", "zero", "--verbosity", "0")
+    instance.serve()
+    with instance.client() as client:
+        assert client.get("/health/ready").json()["parts"]["migrations"]["remedy"] == "Run manage.py migrate."
+
+        instance.manage("migrate", "--verbosity", "0")
+
+        assert client.get("/health/ready").json()["parts"]["migrations"] == {"ok": True}
+
+
+def test_without_a_database_the_web_process_starts_and_answers_503(make_instance):
+    instance = make_instance(DATABASE_URL="postgresql://engine@127.0.0.1:1/engine")
+    instance.serve()
+    with instance.client("engine_live_" + "x" * 50) as client:
+        begun = time.monotonic()
+        ready = client.get("/health/ready")
+        answer = client.get("/api/v1/jobs", headers={"Authorization": f"Bearer {'x' * 40}"})
+
+        assert client.get("/health/live").status_code == 200
+    assert time.monotonic() - begun < 10
+    assert (ready.status_code, ready.json()["parts"]["database"]["ok"]) == (503, False)
+    assert answer.status_code in (401, 503)  # a malformed key needs no database to be refused
+
+
+def test_the_api_says_503_while_the_database_is_away_and_recovers_by_itself(make_instance):
+    from engine.embedded import DATABASE, USER, EmbeddedServer
+
+    instance = make_instance()
+    secret = instance.key("admin")
+    server = EmbeddedServer(instance.home)
+    server.ensure()
+    # Through DATABASE_URL, so that the web process does not start the server again by itself.
+    instance.env["DATABASE_URL"] = f"postgresql://{USER}@/{DATABASE}?host={server.socket_folder}"
+    instance.serve()
+    with instance.client(secret) as client:
+        assert client.get("/api/v1/admin/keys").status_code == 200
+
+        server.leave()
+        away = client.get("/api/v1/admin/keys")
+        assert away.status_code == 503
+        assert away.headers["content-type"] == "application/problem+json"
+        assert int(away.headers["retry-after"]) >= 1
+
+        server.ensure()
+        try:
+            assert client.get("/api/v1/admin/keys").status_code == 200
+        finally:
+            instance.stop()
+            server.leave()
