@@ -425,6 +425,7 @@ class Story:
     kind: str = "python"
     durable: Durable = field(default_factory=Durable)
     attempts: int = 0
+    run: Callable[[Coroutine[Any, Any, Outcome]], Outcome] = asyncio.run  # a provider may be bound to one event loop
 
     def __post_init__(self) -> None:
         self.id = uuid4()
@@ -462,7 +463,7 @@ class Story:
         meanwhile: Callable[["Story", MemoryRecorder], Coroutine[Any, Any, None]] | None = None,
     ) -> Outcome:
         """Run once. `die_before=3`: the worker dies as it is about to make its third write durable."""
-        return asyncio.run(self._attempt(die_before, die_after, meanwhile))
+        return self.run(self._attempt(die_before, die_after, meanwhile))
 
     async def _attempt(
         self,

@@ -19,7 +19,7 @@ FINAL_CODES = frozenset(
         "user_error",
     )
 )
-_NO_SPACE = "[Errno 28]"
+_NO_SPACE = ("[Errno 28]", "[Errno 27]")  # no space left; over the largest size of one file
 
 
 def reported(error: ErrorReport, limits: Limits) -> Failed:
@@ -36,7 +36,7 @@ def reported(error: ErrorReport, limits: Limits) -> Failed:
         return Failed(error.code, error.message, error.remedy, retryable=False)
     if error.type == "MemoryError":
         return _out_of_memory(limits, progressed=False, data=data)
-    if error.type == "OSError" and _NO_SPACE in error.message:
+    if error.type == "OSError" and error.message.startswith(_NO_SPACE):
         return _disk_full(limits, data)
     if error.code == "cancelled":
         return Failed(

@@ -405,7 +405,21 @@ def _plain(value: Any, what: str) -> Any:
 
     Takes numpy scalars and arrays, dates, paths, sets, enums, dataclasses too. Raises TypeError that names the place.
     """
-    return _Plainer(what).plain(value, "", 0)
+    try:
+        return _Plainer(what).plain(value, 0)
+    except _Misfit as misfit:
+        place = "".join(f"/{part}" for part in reversed(misfit.path)) or "/"
+        raise TypeError(f"{what} {misfit.problem} at {place}{misfit.advice}") from None
+
+
+class _Misfit(Exception):
+    """A value that JSON cannot hold; its place is put together on the way out."""
+
+    def __init__(self, problem: str, advice: str = "") -> None:
+        super().__init__(problem)
+        self.problem = problem
+        self.advice = advice
+        self.path: list[Any] = []
 
 
 class _Plainer:
@@ -413,36 +427,63 @@ class _Plainer:
         self.what = what
         self.left = RESULT_BYTES  # a value costs a byte at least
 
-    def plain(self, value: Any, at: str, depth: int) -> Any:
-        self.left -= 1
-        if self.left < 0:
-            raise _too_large(self.what)
-        if depth > DEEPEST:
-            raise TypeError(f"{self.what} is nested deeper than {DEEPEST} levels at {at}")
-        if value is None or isinstance(value, bool):
+    def plain(self, value: Any, depth: int) -> Any:
+        kind = type(value)
+        if value is None or kind is bool or kind is int:
             return value
+        if kind is float:
+            return value if value - value == 0 else None
         if isinstance(value, str):
             return _clean(str.__str__(value))
+        if depth > DEEPEST:
+            raise _Misfit(f"is nested deeper than {DEEPEST} levels")
+        if isinstance(value, dict):
+            return self.mapping(value, depth + 1)
+        if isinstance(value, (list, tuple)):
+            return self.sequence(value, depth + 1)
+        if isinstance(value, (set, frozenset)):
+            return sorted(self.sequence(value, depth + 1), key=json.dumps)
+        return self.plain(self.unwrapped(value), depth + 1)
+
+    def sequence(self, values: Any, depth: int) -> list[Any]:
+        self.weigh(len(values))
+        plain: list[Any] = []
+        try:
+            for value in values:
+                plain.append(self.plain(value, depth))  # one by one: its length tells the place of a misfit
+        except _Misfit as misfit:
+            misfit.path.append(len(plain))
+            raise
+        return plain
+
+    def mapping(self, values: dict[Any, Any], depth: int) -> dict[str, Any]:
+        self.weigh(len(values))
+        plain = {}
+        for key, value in values.items():
+            try:
+                plain[key if type(key) is str else self.name(key)] = self.plain(value, depth)
+            except _Misfit as misfit:
+                misfit.path.append(key)
+                raise
+        return {_clean(key): value for key, value in plain.items()}
+
+    def name(self, key: Any) -> str:
+        plain = self.plain(key, 0)
+        if isinstance(plain, (dict, list)):
+            raise _Misfit(f"has a key that is a {type(key).__name__}")
+        return plain if isinstance(plain, str) else json.dumps(plain)
+
+    def weigh(self, values: int) -> None:
+        self.left -= values
+        if self.left < 0:
+            raise _too_large(self.what)
+
+    def unwrapped(self, value: Any) -> Any:
+        """What a value of another type stands for."""
         if isinstance(value, int):
             return int(value)
         if isinstance(value, float):
-            return float(value) if value - value == 0 else None
-        if isinstance(value, dict):
-            return {self.name(k, at): self.plain(v, f"{at}/{k}", depth + 1) for k, v in value.items()}
-        if isinstance(value, (list, tuple)):
-            return [self.plain(item, f"{at}/{i}", depth + 1) for i, item in enumerate(value)]
-        if isinstance(value, (set, frozenset)):
-            return sorted((self.plain(item, at, depth + 1) for item in value), key=json.dumps)
-        return self.plain(self.unwrapped(value, at), at, depth + 1)
-
-    def name(self, key: Any, at: str) -> str:
-        plain = self.plain(key, at, 0)
-        if isinstance(plain, (dict, list)):
-            raise TypeError(f"{self.what} has a key that is a {type(key).__name__} at {at or '/'}")
-        return plain if isinstance(plain, str) else json.dumps(plain)
-
-    def unwrapped(self, value: Any, at: str) -> Any:
-        """What a value of another type stands for."""
+            return float(value)
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
         if isinstance(value, os.PathLike):
@@ -454,10 +495,8 @@ class _Plainer:
             return str(value)
         if hasattr(type(value), "__members__"):  # an Enum
             return value.value
-        raise TypeError(
-            f"{self.what} holds a {type(value).__name__} at {at or '/'}, which JSON cannot hold: "
-            "return plain values, or write a file"
-        )
+        advice = ", which JSON cannot hold: return plain values, or write a file"
+        raise _Misfit(f"holds a {type(value).__name__}", advice)
 
 
 def _encode(value: Any, what: str) -> Any:
