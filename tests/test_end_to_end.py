@@ -4,7 +4,7 @@ import json
 import os
 import re
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import httpx
 import pytest
 from django.conf import settings
 
-from tests.processes import ROOT, Instance, Program, eventually
+from tests.processes import ROOT, Instance, Program, copy_home, eventually
 
 FINAL = {"completed", "failed", "cancelled", "rejected"}
 LEASE = {"ENGINE_LEASE_SECONDS": "2", "ENGINE_HEARTBEAT_SECONDS": "0.5"}
@@ -132,32 +132,48 @@ def runtime() -> dict[str, str]:
     return {"ENGINE_RUNTIME_DIR": str(settings.ENGINE_RUNTIME_DIR)}
 
 
-@pytest.fixture
-def site(make_instance: Callable[..., Instance]) -> Iterator[tuple[Instance, Client]]:
-    """A fresh installation with a web process, a short lease and the test agents; workers are the test's to start."""
-    instance = make_instance(**LEASE, **runtime())
+class Site:
+    """A running installation and a client of it; the workers that a test starts are stopped after it."""
+
+    def __init__(self, instance: Instance, client: Client) -> None:
+        self.instance, self.client = instance, client
+
+    def worker(self, *arguments: str) -> Program:
+        """A worker that has its lease."""
+        program = self.instance.worker(*arguments)
+        program.printed(r"Worker \S+ serves queues")
+        return program
+
+
+@pytest.fixture(scope="module")
+def running(migrated_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """A fresh installation with a web process, a short lease, the catalog and the test agents."""
+    home = tmp_path_factory.mktemp("site") / "home"
+    copy_home(migrated_home, home)
+    instance = Instance(home, LEASE | runtime())
+    instance.manage("register_catalog")
     instance.serve()
     client = Client(instance, instance.key())
     for slug, source in {"stepper": STEPPER, "asker": ASKER, "chatty": CHATTY}.items():
         client.register(slug, source)
-    yield instance, client
+    yield Site(instance, client)
     client.http.close()
+    instance.stop()
 
 
-def worker(instance: Instance) -> Program:
-    """A worker that has its lease."""
-    program = instance.worker()
-    program.printed(r"Worker \S+ serves queues")
-    return program
+@pytest.fixture
+def site(running: Site) -> Iterator[Site]:
+    """The installation, with no worker yet."""
+    before = len(running.instance.programs)
+    yield running
+    for program in running.instance.programs[before:]:
+        program.stop()
 
 
-def test_the_sample_job_of_the_readme(make_instance: Callable[..., Instance], tmp_path: Path) -> None:
-    instance = make_instance(**runtime())
-    instance.manage("register_catalog")
-    instance.serve()
-    worker(instance)
-    instance.ready()
-    client = Client(instance, instance.key("jobs:read", "jobs:write", "jobs:respond"))
+def test_the_sample_job_of_the_readme(site: Site) -> None:
+    client = site.client
+    site.worker()
+    site.instance.ready()
 
     with (ROOT / "samples" / "reviews.csv").open("rb") as reviews:
         reply = client.http.post(
@@ -178,12 +194,9 @@ def test_the_sample_job_of_the_readme(make_instance: Callable[..., Instance], tm
     assert len(picture.content) == chart["size"]
 
 
-def test_the_three_lines_of_the_specification(make_instance: Callable[..., Instance]) -> None:
-    instance = make_instance(**runtime())
-    instance.manage("register_catalog")
-    instance.serve()
-    worker(instance)
-    client = Client(instance, instance.key())
+def test_the_three_lines_of_the_specification(site: Site) -> None:
+    client = site.client
+    site.worker()
 
     job_id = client.submit(task="Analyze the sentiment of customer reviews")
     waiting = client.until(job_id, "waiting_for_input", seconds=120)
@@ -202,14 +215,14 @@ def test_the_three_lines_of_the_specification(make_instance: Callable[..., Insta
     assert nothing["why"]["nearest"]
 
 
-def test_a_killed_worker_loses_and_doubles_nothing(site: tuple[Instance, Client]) -> None:
-    instance, client = site
-    first = worker(instance)
+def test_a_killed_worker_loses_and_doubles_nothing(site: Site) -> None:
+    client = site.client
+    first = site.worker()
     job_id = client.submit("stepper", input={"seconds": 3})
     client.said(job_id, "token")
 
     first.kill(signal.SIGKILL)
-    worker(instance)
+    site.worker()
     job = client.until(job_id, "completed")
 
     assert [attempt["outcome"] for attempt in job["attempts"]] == ["lost", "completed"]
@@ -219,16 +232,16 @@ def test_a_killed_worker_loses_and_doubles_nothing(site: tuple[Instance, Client]
     assert_history_is_sound(client, job_id)
 
 
-def test_a_question_survives_the_death_of_worker_and_sandbox(site: tuple[Instance, Client]) -> None:
-    instance, client = site
-    first = worker(instance)
+def test_a_question_survives_the_death_of_worker_and_sandbox(site: Site) -> None:
+    client = site.client
+    first = site.worker()
     job_id = client.submit("asker")
     client.until(job_id, "waiting_for_input")
 
     first.kill(signal.SIGKILL)
     reply = client.http.post(f"/api/v1/jobs/{job_id}/respond", json={"answer": "warm"})
     assert reply.status_code == 200, reply.text
-    worker(instance)
+    site.worker()
     job = client.until(job_id, "completed")
 
     assert job["result"]["tone"] == "warm"
@@ -238,15 +251,15 @@ def test_a_question_survives_the_death_of_worker_and_sandbox(site: tuple[Instanc
     assert_history_is_sound(client, job_id)
 
 
-def test_a_worker_stopped_past_its_lease_can_write_nothing_more(site: tuple[Instance, Client]) -> None:
-    instance, client = site
-    zombie = worker(instance)
+def test_a_worker_stopped_past_its_lease_can_write_nothing_more(site: Site) -> None:
+    client = site.client
+    zombie = site.worker()
     job_id = client.submit("chatty", input={"lines": 80})
     client.said(job_id, "line 5")
 
     zombie.kill(signal.SIGSTOP)
-    worker(instance)
-    eventually(lambda: client.job(job_id)["attempt"] == 2, seconds=30, what="a second attempt")
+    site.worker()
+    eventually(lambda: len(client.job(job_id)["attempts"]) == 2, seconds=30, what="a second attempt")
     zombie.kill(signal.SIGCONT)
     zombie.printed(r"has lost its lease and starts again under a new id")
     job = client.until(job_id, "completed")
@@ -258,13 +271,13 @@ def test_a_worker_stopped_past_its_lease_can_write_nothing_more(site: tuple[Inst
     assert len(alive) == 2
 
 
-def test_cancel_while_queued_waiting_and_running(site: tuple[Instance, Client]) -> None:
-    instance, client = site
+def test_cancel_while_queued_waiting_and_running(site: Site) -> None:
+    client = site.client
     queued = client.submit("chatty")
     assert client.http.delete(f"/api/v1/jobs/{queued}").status_code == 200
     assert client.job(queued)["status"] == "cancelled"
 
-    worker(instance)
+    site.worker()
     waiting = client.submit("asker")
     client.until(waiting, "waiting_for_input")
     assert client.http.delete(f"/api/v1/jobs/{waiting}").status_code == 200
@@ -279,13 +292,13 @@ def test_cancel_while_queued_waiting_and_running(site: tuple[Instance, Client]) 
         assert_history_is_sound(client, job_id)
 
 
-def test_postgresql_may_crash_in_the_middle_of_a_job(site: tuple[Instance, Client]) -> None:
-    instance, client = site
-    worker(instance)
+def test_postgresql_may_crash_in_the_middle_of_a_job(site: Site) -> None:
+    client = site.client
+    site.worker()
     job_id = client.submit("chatty", input={"lines": 60})
     client.said(job_id, "line 5")
 
-    crash_database(instance)
+    crash_database(site.instance)
     eventually(lambda: client.http.get("/health/live").status_code == 200)
     eventually(
         lambda: client.http.get(f"/api/v1/jobs/{job_id}").status_code == 200, seconds=30, what="the API again"
@@ -303,13 +316,12 @@ def crash_database(instance: Instance) -> None:
     os.kill(pid, signal.SIGKILL)
 
 
-def test_a_drained_worker_hands_its_job_to_another_at_no_cost(site: tuple[Instance, Client]) -> None:
-    instance, client = site
-    first = instance.start("runworker", "--grace", "1")
-    first.printed(r"Worker \S+ serves queues")
+def test_a_drained_worker_hands_its_job_to_another_at_no_cost(site: Site) -> None:
+    client = site.client
+    first = site.worker("--grace", "1")
     job_id = client.submit("stepper", input={"seconds": 4})
     client.said(job_id, "token")
-    worker(instance)
+    site.worker()
 
     first.kill(signal.SIGTERM)
     assert first.wait(seconds=10) == 0
@@ -320,11 +332,10 @@ def test_a_drained_worker_hands_its_job_to_another_at_no_cost(site: tuple[Instan
     assert_history_is_sound(client, job_id)
 
 
-def test_two_workers_share_the_work(site: tuple[Instance, Client]) -> None:
-    instance, client = site
+def test_two_workers_share_the_work(site: Site) -> None:
+    client = site.client
     for _ in range(2):
-        program = instance.start("runworker", "--concurrency", "2")
-        program.printed(r"Worker \S+ serves queues")
+        site.worker("--concurrency", "2")
 
     jobs = [client.submit("chatty", input={"lines": 3}) for _ in range(10)]
     done = [client.until(job_id, "completed") for job_id in jobs]
@@ -333,25 +344,25 @@ def test_two_workers_share_the_work(site: tuple[Instance, Client]) -> None:
     assert all(len(job["attempts"]) == 1 for job in done)
 
 
-def test_a_revoked_key_is_refused_on_the_next_request(site: tuple[Instance, Client]) -> None:
-    instance, client = site
+def test_a_revoked_key_is_refused_on_the_next_request(site: Site) -> None:
+    client = site.client
     made = client.http.post(
         "/api/v1/admin/keys", json={"name": "short-lived", "scopes": ["jobs:read"]}
     ).json()
     headers = {"Authorization": f"Bearer {made['secret']}"}
-    assert httpx.get(f"{instance.url}/api/v1/jobs", headers=headers).status_code == 200
+    assert httpx.get(f"{site.instance.url}/api/v1/jobs", headers=headers).status_code == 200
 
     assert client.http.delete(f"/api/v1/admin/keys/{made['id']}").status_code in (200, 204)
 
-    refused = httpx.get(f"{instance.url}/api/v1/jobs", headers=headers)
+    refused = httpx.get(f"{site.instance.url}/api/v1/jobs", headers=headers)
     assert refused.status_code == 401
     assert refused.headers["content-type"].startswith("application/problem+json")
 
 
-def test_another_projects_job_answers_exactly_as_a_missing_one(site: tuple[Instance, Client]) -> None:
-    instance, client = site
+def test_another_projects_job_answers_exactly_as_a_missing_one(site: Site) -> None:
+    client = site.client
     job_id = client.submit("chatty")
-    stranger = Client(instance, instance.key(project="elsewhere"))
+    stranger = Client(site.instance, site.instance.key(project="elsewhere"))
     missing_id = job_id[:-1] + ("0" if job_id[-1] != "0" else "1")
 
     def answers(job: str) -> list[tuple[int, str]]:
@@ -368,18 +379,20 @@ def test_another_projects_job_answers_exactly_as_a_missing_one(site: tuple[Insta
             for call in calls
         ]
 
-    assert answers(job_id) == answers(missing_id)
-    assert {status for status, _ in answers(job_id)} == {404}
+    hidden, missing = answers(job_id), answers(missing_id)
+    stranger.http.close()
+    assert hidden == missing
+    assert {status for status, _ in hidden} == {404}
 
 
-def test_secrets_are_in_no_log(site: tuple[Instance, Client]) -> None:
-    instance, client = site
+def test_secrets_are_in_no_log(site: Site) -> None:
+    client = site.client
     secret = client.http.headers["Authorization"].removeprefix("Bearer ")
-    worker(instance)
+    site.worker()
     client.until(client.submit("chatty", input={"lines": 1}), "completed")
 
-    for log in instance.logs.iterdir():
+    for log in site.instance.logs.iterdir():
         assert secret not in log.read_text(errors="replace")
-    stored = json.loads((instance.home / "secrets.json").read_text())
+    stored = json.loads((site.instance.home / "secrets.json").read_text())
     for value in stored.values():
-        assert all(value not in log.read_text(errors="replace") for log in instance.logs.iterdir())
+        assert all(value not in log.read_text(errors="replace") for log in site.instance.logs.iterdir())
