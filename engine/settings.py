@@ -257,6 +257,13 @@ SPECTACULAR_SETTINGS: dict[str, Any] = {
         "drf_spectacular.hooks.postprocess_schema_enums",
         "engine.openapi.add_problems",
     ],
+    "ENUM_NAME_OVERRIDES": {
+        "AgentKind": "agents.models.AgentVersion.Kind",
+        "AgentStatus": "agents.models.Agent.Status",
+        "JobStatus": "jobs.models.Job.Status",
+        "QuestionKind": "jobs.models.Question.Kind",
+        "QuestionStatus": "jobs.models.Question.Status",
+    },
     # The description of the API is public; what it describes is not.
     "SERVE_PUBLIC": True,
     "SERVE_PERMISSIONS": [],
@@ -309,5 +316,6 @@ LOGGING: dict[str, Any] = {
         "django": {"handlers": [], "level": LOG_LEVEL, "propagate": True},
         "django.request": {"level": "ERROR"},  # what a client did wrong stands in the access line
         "daphne": {"level": "WARNING"},
+        "httpx": {"level": "WARNING"},  # names whole addresses, with what may be secret in them
     },
 }

@@ -51,11 +51,11 @@ class JobEventsConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # channe
         query = parse_qs(self.scope["query_string"].decode("ascii", "replace"))
         after = query.get("after", ["0"])[-1]
         if not (after.isascii() and after.isdigit() and len(after) < 20 and int(after) <= MOST_AFTER):
-            await self.close(CloseCode.BAD_AFTER)
+            await self.close(int(CloseCode.BAD_AFTER))
             return
         code = await self._follow(int(after), query.get("ticket", [""])[-1])
         if code is not None:
-            await self.close(code)
+            await self.close(int(code))  # Autobahn takes nothing that is merely like an int
 
     async def _follow(self, after: int, ticket: str) -> CloseCode | None:
         """Begin to relay, or say why not."""
@@ -89,7 +89,7 @@ class JobEventsConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # channe
             pass
         finally:
             watch.close()
-            await self.close(code)
+            await self.close(int(code))  # Autobahn takes nothing that is merely like an int
 
     async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:
         """Nothing is expected from the client."""

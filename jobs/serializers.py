@@ -16,6 +16,8 @@ from jobs.models import Artifact, Attempt, Job, Question
 
 # The longest of anything that is stored with a job row.
 MOST_TASK_CHARS = 100_000
+# Below Django's own 100, which would answer with a bare 400.
+MOST_FILES = 50
 MOST_TAGS, MOST_TAG_CHARS = 20, 64
 MOST_METADATA_CHARS = 16_384
 LONGEST_TIMEOUT = timedelta(days=7)
@@ -101,13 +103,19 @@ class JobRequestSerializer(StrictSerializer):
         return {name: value for name, value in attrs.items() if value is not None}
 
 
+class JobFormSerializer(JobRequestSerializer):
+    """The shape of a job with files, for the API's description: objects and lists are JSON in a field."""
+
+    files = serializers.ListField(child=serializers.FileField(), max_length=MOST_FILES, required=False)
+
+
 class RespondSerializer(StrictSerializer):
     """`answer` alone when one question is open; with `question_id`, or several in `answers`."""
 
     answer = serializers.JSONField(required=False)
     question_id = serializers.UUIDField(required=False)
     answers = serializers.DictField(
-        child=serializers.JSONField(allow_null=True), required=False, help_text="question id → answer"
+        child=serializers.JSONField(), required=False, help_text="question id → answer"
     )
 
     def validate_answers(self, value: dict[str, Any]) -> dict[UUID, Any]:
@@ -131,11 +139,11 @@ class RespondSerializer(StrictSerializer):
 class AnswerSerializer(StrictSerializer):
     """The answer to one question."""
 
-    answer = serializers.JSONField(allow_null=True)
+    answer = serializers.JSONField()
 
 
-class StreamTicketSerializer(StrictSerializer):
-    """A wish for a ticket."""
+class TicketRequestSerializer(StrictSerializer):
+    """Which job the ticket is for."""
 
     job_id = serializers.UUIDField()
 
@@ -175,7 +183,7 @@ class EventSerializer(serializers.Serializer[Any]):
     )
     level = serializers.ChoiceField(choices=["debug", "info", "warning", "error"])
     message = serializers.CharField()
-    data = serializers.JSONField(allow_null=True)  # type: ignore[assignment]  # as above
+    data = serializers.JSONField()  # type: ignore[assignment]  # as above
     attempt = serializers.IntegerField()
 
 
@@ -202,15 +210,15 @@ class QuestionSerializer(serializers.Serializer[Any]):
     status = serializers.ChoiceField(choices=Question.Status.choices)
     kind = serializers.ChoiceField(choices=Question.Kind.choices)
     prompt = serializers.CharField(help_text="Markdown, written by the agent: show it as untrusted text.")
-    choices = serializers.JSONField(allow_null=True)
+    choices = serializers.JSONField()
     schema = serializers.JSONField(help_text="JSON Schema that the answer must meet.")
     details = serializers.JSONField()
-    default = serializers.JSONField(allow_null=True)
+    default = serializers.JSONField()
     has_default = serializers.BooleanField()
     assignees = serializers.ListField(child=serializers.CharField())
     expires_at = serializers.DateTimeField(allow_null=True)
     on_timeout = serializers.ChoiceField(choices=Question.OnTimeout.choices)
-    answer = serializers.JSONField(allow_null=True)
+    answer = serializers.JSONField()
     answered_at = serializers.DateTimeField(allow_null=True)
     answered_by = serializers.CharField()
     answered_via = serializers.CharField()
@@ -240,7 +248,7 @@ class AttemptSerializer(serializers.Serializer[Any]):
     started_at = serializers.DateTimeField()
     ended_at = serializers.DateTimeField(allow_null=True)
     outcome = serializers.ChoiceField(choices=Attempt.Outcome.choices)
-    error = serializers.JSONField(allow_null=True)
+    error = serializers.JSONField()
 
 
 class InputFileSerializer(serializers.Serializer[Any]):
@@ -305,7 +313,7 @@ class JobSummarySerializer(serializers.Serializer[Any]):
     tags = serializers.ListField(child=serializers.CharField())
     metadata = serializers.DictField()
     progress = ProgressSerializer(source="*")
-    error = serializers.JSONField(allow_null=True)
+    error = serializers.JSONField()
     created_by = serializers.CharField()
     created_at = serializers.DateTimeField()
     run_at = serializers.DateTimeField(allow_null=True)
@@ -333,12 +341,12 @@ class JobSerializer(JobSummarySerializer):
 
     input = serializers.DictField()
     why = serializers.JSONField(
-        source="discovery", allow_null=True, help_text="How the agent was found, or what came nearest."
+        source="discovery", help_text="How the agent was found, or what came nearest."
     )
     max_attempts = serializers.IntegerField()
     timeout_s = serializers.IntegerField(source="timeout_seconds", allow_null=True)
     webhook_url = serializers.CharField()
-    budget = serializers.JSONField(allow_null=True)
+    budget = serializers.JSONField()
     parent_id = serializers.UUIDField(allow_null=True)
     retried_from = serializers.UUIDField(source="retried_from_id", allow_null=True)
     questions = serializers.SerializerMethodField()
@@ -346,7 +354,7 @@ class JobSerializer(JobSummarySerializer):
     usage = serializers.SerializerMethodField()
     input_files = serializers.SerializerMethodField()
     artifacts = serializers.SerializerMethodField(help_text="The first 200; `links.artifacts` lists all.")
-    result = serializers.JSONField(allow_null=True)
+    result = serializers.JSONField()
 
     @property
     def is_new(self) -> bool:

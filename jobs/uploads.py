@@ -13,10 +13,9 @@ from engine.errors import ValidationFailed
 from engine.problems import Unavailable
 from jobs import storage
 from jobs.errors import FilesTooLarge
+from jobs.serializers import MOST_FILES
 from jobs.services import StoredUpload
 
-# Below Django's own 100, which would answer with a bare 400.
-MOST_FILES = 50
 # Bytes: ext4, NTFS and S3 keys take 255 and more; room is left for the number that tells twins apart.
 LONGEST_NAME = 200
 LONGEST_SUFFIX = 20

@@ -30,6 +30,7 @@ from apikeys.models import Project
 from apikeys.scopes import Scope, run_scope
 from engine.errors import FieldError, ValidationFailed
 from engine.gate import StrictJSONParser, StrictMultiPartParser, parse_json
+from engine.openapi import PAGE_QUERY, page_of
 from engine.pages import PAGE_PARAMS, paginate
 from engine.problems import Forbidden, pointer_part
 from engine.query import Several, identifier, instant, one_of, query_params, text, whole_number
@@ -42,11 +43,12 @@ from jobs.serializers import (
     ArtifactSerializer,
     EventSerializer,
     InboxQuestionSerializer,
+    JobFormSerializer,
     JobRequestSerializer,
     JobSerializer,
     JobSummarySerializer,
     RespondSerializer,
-    StreamTicketSerializer,
+    TicketRequestSerializer,
     WorkerSerializer,
     event_json,
     event_line,
@@ -67,12 +69,6 @@ CLOCK_SLACK = timedelta(minutes=10)
 LEVELS = ("debug", "info", "warning", "error")
 SOURCES = ("system", "agent", "stdout", "stderr")
 DEFAULT_EVENTS, MOST_EVENTS = 200, 1_000
-
-
-def page_of(name: str, item: type[serializers.Serializer[Any]]) -> serializers.Serializer[Any]:
-    """The shape of a list's answer, for the API's description."""
-    fields = {"items": item(many=True), "next_cursor": serializers.CharField(allow_null=True)}
-    return inline_serializer(name, fields)
 
 
 def query(name: str, description: str = "", type: Any = str, **more: Any) -> OpenApiParameter:
@@ -99,10 +95,6 @@ def moment(value: str) -> datetime:
         raise ValueError("Out of range") from None
 
 
-PAGING = [
-    query("limit", "Items a page, 1 to 200.", int),
-    query("cursor", "`next_cursor` of the page before."),
-]
 WAIT = OpenApiParameter(
     "Prefer",
     str,
@@ -125,7 +117,7 @@ class JobsView(APIView):
     @extend_schema(
         operation_id="jobs_list",
         parameters=[
-            *PAGING,
+            *PAGE_QUERY,
             query("status", "One or several, with commas between."),
             query("agent", "An agent's slug, or slug@version."),
             query("tag", "Jobs that have all of these tags."),
@@ -133,7 +125,7 @@ class JobsView(APIView):
             query("created_before", type=datetime),
             query("q", "Text that the task contains, in any case."),
         ],
-        responses=page_of("JobPage", JobSummarySerializer),
+        responses=page_of(JobSummarySerializer),
     )
     def get(self, request: Request) -> Response:
         """List jobs, newest first."""
@@ -156,7 +148,7 @@ class JobsView(APIView):
     @extend_schema(
         operation_id="jobs_submit",
         parameters=[WAIT, OpenApiParameter("Idempotency-Key", str, OpenApiParameter.HEADER)],
-        request={"application/json": JobRequestSerializer, "multipart/form-data": OpenApiTypes.OBJECT},
+        request={"application/json": JobRequestSerializer, "multipart/form-data": JobFormSerializer},
         responses={201: JobSerializer},
     )
     def post(self, request: Request) -> HttpResponseBase:
@@ -439,8 +431,8 @@ class ArtifactsView(APIView):
 
     @extend_schema(
         operation_id="jobs_artifacts",
-        parameters=PAGING,
-        responses=page_of("ArtifactPage", ArtifactSerializer),
+        parameters=PAGE_QUERY,
+        responses=page_of(ArtifactSerializer),
     )
     def get(self, request: Request, job_id: UUID) -> Response:
         """List the files that a job has handed back, newest first."""
@@ -584,11 +576,11 @@ class QuestionsView(APIView):
     @extend_schema(
         operation_id="questions_list",
         parameters=[
-            *PAGING,
+            *PAGE_QUERY,
             query("status", "One or several; open ones if left out.", enum=Question.Status.values),
             query("job", "A job's id.", UUID),
         ],
-        responses=page_of("QuestionPage", InboxQuestionSerializer),
+        responses=page_of(InboxQuestionSerializer),
     )
     def get(self, request: Request) -> Response:
         """The inbox over all jobs, newest first."""
@@ -634,7 +626,7 @@ class StreamTicketsView(APIView):
 
     @extend_schema(
         operation_id="stream_tickets_create",
-        request=StreamTicketSerializer,
+        request=TicketRequestSerializer,
         responses={
             201: inline_serializer(
                 "StreamTicket",
@@ -648,7 +640,7 @@ class StreamTicketsView(APIView):
     )
     def post(self, request: Request) -> Response:
         """A ticket that opens one WebSocket on one job once: for browsers, which cannot send a key along."""
-        body = StreamTicketSerializer(data=request.data)
+        body = TicketRequestSerializer(data=request.data)
         body.is_valid(raise_exception=True)
         job_id = body.validated_data["job_id"]
         ticket = watching.issue_ticket(job_id, by=caller(request))
@@ -668,7 +660,7 @@ class WorkersView(APIView):
     @extend_schema(
         operation_id="admin_workers",
         parameters=[query("state", enum=["alive", "draining", "stopped", "lost"])],
-        responses=page_of("WorkerPage", WorkerSerializer),
+        responses=page_of(WorkerSerializer),
     )
     def get(self, request: Request) -> Response:
         """Workers that gave a sign in the last day, the youngest first."""

@@ -8,6 +8,8 @@ from uuid import uuid4
 import pytest
 from django.db import connection
 from django.utils import timezone
+from drf_spectacular.generators import SchemaGenerator
+from jsonschema import Draft202012Validator
 from rest_framework.test import APIClient
 
 from apikeys.models import Project
@@ -495,3 +497,40 @@ def test_metrics_count_what_is_there(project: Project, asking: Job) -> None:
     assert "# TYPE engine_open_questions gauge\nengine_open_questions 2\n" in text
     assert 'engine_last_hour_wait_milliseconds{quantile="p95"}' in text
     assert make_key("jobs:read").client.get("/api/v1/admin/metrics").status_code == 403
+
+
+# --- the description of the API ---
+
+
+@pytest.fixture(scope="module")
+def description() -> dict[str, Any]:
+    """The generated OpenAPI document; its objects closed, so that a member it does not know is found."""
+    generator: Any = SchemaGenerator  # ships no types
+    document: dict[str, Any] = generator().get_schema(request=None, public=True)
+    for schema in document["components"]["schemas"].values():
+        if "properties" in schema:
+            schema["additionalProperties"] = False
+    return document
+
+
+def test_answers_are_as_the_description_says(
+    client: APIClient, key: KeyInHand, project: Project, asking: Job, description: dict[str, Any]
+) -> None:
+    done = run_to_the_end(project, "one", result=[1])
+    make_job(project)
+    operator = make_key("admin:workers", "admin:metrics").client
+    paths = [
+        (client, "/api/v1/jobs", "/api/v1/jobs"),
+        (client, f"/api/v1/jobs/{asking.id}", "/api/v1/jobs/{job_id}"),
+        (client, f"/api/v1/jobs/{done.id}", "/api/v1/jobs/{job_id}"),
+        (client, f"/api/v1/jobs/{done.id}/logs", "/api/v1/jobs/{job_id}/logs"),
+        (client, f"/api/v1/jobs/{done.id}/artifacts", "/api/v1/jobs/{job_id}/artifacts"),
+        (client, "/api/v1/questions", "/api/v1/questions"),
+        (operator, "/api/v1/admin/workers", "/api/v1/admin/workers"),
+    ]
+
+    for caller, url, path in paths:
+        content = description["paths"][path]["get"]["responses"]["200"]["content"]["application/json"]
+        schema = {**content["schema"], "components": description["components"]}
+        wrong = [error.message for error in Draft202012Validator(schema).iter_errors(caller.get(url).json())]
+        assert wrong == [], url
