@@ -18,7 +18,7 @@ import _signal  # type: ignore[import-not-found]  # the C half of a module has n
 import _socket
 
 # pathlib alone would cost a cold start more than all that is imported here.
-# ruff: noqa: PTH
+# ruff: noqa: PTH100, PTH103, PTH120, PTH123
 import ctypes
 import marshal
 import os
@@ -341,8 +341,9 @@ def run_python(arguments: list[str]) -> int:
     except SystemExit:
         raise
     except BaseException as error:  # whatever the program throws: print it as an interpreter would
-        trace = error.__traceback__
-        sys.excepthook(type(error), error, trace and trace.tb_next)
+        if error.__traceback__ is not None:
+            error.__traceback__ = error.__traceback__.tb_next  # without this frame
+        sys.excepthook(type(error), error, error.__traceback__)
         return 1
     return 0
 

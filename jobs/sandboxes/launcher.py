@@ -144,7 +144,7 @@ class Launcher:
             case "watch":
                 self.watch(request)
             case "kill":
-                self.kill(request["id"], "asked")
+                self.kill(request["id"], request["reason"])
             case "kill_other" if self.groups is not None:
                 self.groups.of_other(request["run"], request["id"]).kill()
             case "usage":

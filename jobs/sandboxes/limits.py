@@ -171,9 +171,10 @@ def started_at(pid: int) -> int | None:
     """The process's start time in clock ticks since boot, None if there is none."""
     try:
         # The name may hold anything, spaces and brackets too; the rest follows its last bracket.
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return None
+    return None if fields[0] == "Z" else int(fields[19])  # a zombie does nothing any more
 
 
 def remove_soon(group: Group) -> None:

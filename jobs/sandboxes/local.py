@@ -373,11 +373,11 @@ class LocalSandbox(Sandbox):
             elif not self.ended.done():
                 self.ended.set_result((int(match[1]), int(match[2]) / 1000, match[3] == b"1"))
         else:
-            self.supervisor.kill(self.name)  # whoever speaks there, it is not our init
+            self.supervisor.kill(self.name, "silent")  # whoever speaks there, it is not our init
 
     def _silence(self) -> None:
         """Init has closed its end: it is dead, or about to be."""
-        self.supervisor.kill(self.name)
+        self.supervisor.kill(self.name, "silent")
 
     def _check_alive(self) -> None:
         if self.closed or self.dead.done() or self.closing is not None:
@@ -398,7 +398,7 @@ class LocalSandbox(Sandbox):
             async with asyncio.timeout(ANSWER_SECONDS):
                 answer = await self.answers.get()
         except TimeoutError:
-            self.supervisor.kill(self.name)
+            self.supervisor.kill(self.name, "silent")
             raise SandboxLost("the sandbox does not answer") from None
         if answer is None:
             raise SandboxLost("the sandbox is gone")

@@ -114,14 +114,7 @@ def build(folder: Path, lock: Path, say: Say = lambda what, seconds: None) -> Ru
 
 def runtime_key(lock: Path) -> str:
     """Names what a runtime is made of: interpreter, platform, packages, layout."""
-    parts = [
-        FORMAT,
-        sys.version,
-        sysconfig.get_platform(),
-        os.path.realpath(sys.base_prefix),
-        lock.read_text(),
-    ]
-    return digest(parts)
+    return digest([FORMAT, sys.version, sysconfig.get_platform(), lock.read_text()])
 
 
 def build_guest(folder: Path) -> Path:

@@ -27,7 +27,7 @@ class Exit:
     """How a sandbox as a whole ended, as the launcher saw it."""
 
     status: int
-    reason: str  # why the launcher killed it: asked, lease, memory, disk; refused; or empty
+    reason: str  # why the launcher killed it: asked, silent, lease, memory, disk; refused; or empty
     oom_kills: int = 0
     error: str = ""
 
@@ -101,9 +101,9 @@ class Supervisor:
         """A program is about to start in there: look after it by these limits."""
         self._tell({"op": "watch", "id": name, **limits})
 
-    def kill(self, name: str) -> None:
-        """Kill a sandbox; `on_exit` says when it is dead."""
-        self._tell({"op": "kill", "id": name})
+    def kill(self, name: str, reason: str = "asked") -> None:
+        """Kill a sandbox; `on_exit` says when it is dead, and why: this reason, or an earlier one."""
+        self._tell({"op": "kill", "id": name, "reason": reason})
 
     def kill_other(self, run: str, name: str) -> None:
         """Kill a sandbox that another launcher on this host made, as far as its group can be reached."""

@@ -1,0 +1,273 @@
+"""A sandbox never outlives its worker's right to it, whichever process dies or stops."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import packaging
+import pytest
+
+from jobs.sandboxes import limits, local, runtime
+from tests.processes import ROOT, eventually
+from tests.sandboxes import LOCK, Sandboxes, built_runtime, local_provider, needs_bubblewrap
+from tests.test_sandboxes_abuse import processes_named
+
+pytestmark = needs_bubblewrap
+
+
+class Worker:
+    """One `sandbox_worker.py`."""
+
+    def __init__(self, scratch: Path, *, lease: float = 0.0) -> None:
+        self.token = f"2718.{time.time_ns()}"
+        command = [
+            sys.executable,
+            "-m",
+            "tests.sandbox_worker",
+            str(built_runtime()),
+            str(LOCK),
+            str(scratch),
+        ]
+        self.process = subprocess.Popen([*command, self.token, str(lease)], cwd=ROOT, stdout=subprocess.PIPE)
+        assert self.read()["ok"]
+        self.ref = self.read()["ref"]
+        self.launcher = int(self.ref.split(":")[2].split("-")[1])
+
+    def read(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        answer = json.loads(self.process.stdout.readline())
+        assert isinstance(answer, dict)
+        return answer
+
+    def programs(self) -> list[int]:
+        """The sandbox's programs, this worker's own command line left out."""
+        return [pid for pid in processes_named(self.token) if pid != self.process.pid]
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+
+@pytest.fixture
+def start_worker(tmp_path: Path) -> Iterator[Callable[..., Worker]]:
+    started: list[Worker] = []
+
+    def start(**options: Any) -> Worker:
+        started.append(Worker(tmp_path / "scratch", **options))
+        assert started[-1].programs()
+        return started[-1]
+
+    yield start
+    for worker in started:
+        worker.stop()
+    for worker in started:
+        eventually(lambda: not worker.programs() and not is_running(worker.launcher))  # noqa: B023  (called at once)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def link_or_copy(source: str, target: str) -> None:
+    """A hard link is quicker, where the file system is the same."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def groups_of(worker: Worker) -> list[Path]:
+    run = worker.ref.split(":")[2]
+    return [
+        path
+        for roots in (*limits.v1_roots(), *limits.v2_roots())
+        for root in roots
+        for path in root.glob(run)
+    ]
+
+
+def test_a_killed_worker_s_sandboxes_die_and_leave_nothing(
+    start_worker: Callable[..., Worker], tmp_path: Path
+) -> None:
+    worker = start_worker()
+
+    worker.process.kill()
+
+    eventually(lambda: not worker.programs(), seconds=5)
+    eventually(lambda: not is_running(worker.launcher), seconds=5)
+    assert groups_of(worker) == []
+    assert [path.name for path in (tmp_path / "scratch").glob("run-*") if path.is_dir()] == []
+
+
+def test_a_stopped_worker_s_sandboxes_die_when_its_lease_is_over(start_worker: Callable[..., Worker]) -> None:
+    worker = start_worker(lease=1.0)
+    time.sleep(1.5)
+    assert worker.programs(), "a worker that ticks keeps its sandboxes"
+
+    worker.process.send_signal(signal.SIGSTOP)
+
+    eventually(lambda: not worker.programs(), seconds=5)
+    worker.process.send_signal(signal.SIGCONT)
+    assert worker.read()["ended"] == "lost"
+    assert worker.read()["ref"] != worker.ref, "after a tick there is a new one"
+
+
+def test_a_stopped_worker_keeps_its_sandboxes_until_then(start_worker: Callable[..., Worker]) -> None:
+    worker = start_worker(lease=30.0)
+
+    worker.process.send_signal(signal.SIGSTOP)
+    time.sleep(0.5)
+
+    assert worker.programs()
+
+
+def test_a_killed_launcher_takes_the_sandboxes_along_and_is_replaced(
+    start_worker: Callable[..., Worker],
+) -> None:
+    worker = start_worker()
+
+    os.kill(worker.launcher, signal.SIGKILL)
+
+    assert worker.read()["ended"] == "lost"
+    following = worker.read()["ref"]
+    assert following.split(":")[2] != worker.ref.split(":")[2]
+    worker.launcher = int(following.split(":")[2].split("-")[1])
+
+
+def test_what_a_killed_worker_and_launcher_left_is_swept_at_the_next_start(
+    start_worker: Callable[..., Worker], tmp_path: Path
+) -> None:
+    worker = start_worker()
+    os.kill(worker.process.pid, signal.SIGSTOP)
+    os.kill(worker.launcher, signal.SIGKILL)
+    worker.process.kill()
+    eventually(lambda: not worker.programs(), seconds=5)
+    left = [path for path in (tmp_path / "scratch").glob("run-*") if path.is_dir()]
+    assert left, "nobody was there to tidy up"
+
+    successor = Sandboxes(local_provider(tmp_path / "scratch"))
+
+    try:
+        assert successor.health.ok
+        assert not any(path.exists() for path in left)
+        assert groups_of(worker) == []
+    finally:
+        successor.close()
+
+
+def test_a_worker_that_lives_is_not_swept(start_worker: Callable[..., Worker], tmp_path: Path) -> None:
+    worker = start_worker()
+
+    other = Sandboxes(local_provider(tmp_path / "scratch"))
+    other.close()
+
+    assert worker.programs()
+    assert [path for path in (tmp_path / "scratch").glob("run-*") if path.is_dir()]
+
+
+def test_another_worker_s_sandbox_can_be_killed_by_its_ref(
+    start_worker: Callable[..., Worker], tmp_path: Path
+) -> None:
+    worker = start_worker()
+    other = Sandboxes(local_provider(tmp_path / "other"))
+
+    try:
+        if "cgroup" not in other.health.detail:
+            pytest.skip("without a cgroup nobody else can reach it")
+        other.run(other.provider.kill(worker.ref))
+        assert worker.read()["ended"] == "lost"
+    finally:
+        other.close()
+
+
+def test_a_closed_provider_leaves_no_process_and_no_file(tmp_path: Path) -> None:
+    before = set(processes_named("jobs.sandboxes.launcher"))
+    running = Sandboxes(local_provider(tmp_path / "scratch", warm=1))
+    provider = running.provider
+    assert isinstance(provider, local.LocalProvider)
+
+    running.close()
+
+    assert set(processes_named("jobs.sandboxes.launcher")) <= before
+    assert [path for path in (tmp_path / "scratch").iterdir() if path.is_dir()] == []
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root, to show that its private home does not matter")
+def test_root_s_engine_may_live_below_a_private_home(tmp_path: Path) -> None:
+    built = runtime.find(built_runtime(), LOCK)
+    assert built is not None
+    private = tmp_path / "private"
+    private.mkdir(mode=0o700)
+    folder = private / "runtime" / built.folder.name
+    shutil.copytree(built.folder, folder, symlinks=True, copy_function=link_or_copy)
+
+    running = Sandboxes(
+        local.LocalProvider(
+            runtime_folder=folder.parent, lock=LOCK, scratch_folder=private / "scratch", warm=0
+        )
+    )
+
+    try:
+        assert running.health.ok, running.health
+        files = {"inputs/a.txt": b"given"}
+        assert running.program("print(open('../inputs/a.txt').read())", files=files).stdout == b"given\n"
+        assert private.stat().st_mode & 0o777 == 0o700
+    finally:
+        running.close()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root, to become somebody else")
+def test_an_ordinary_user_has_sandboxes_too() -> None:
+    """Everything that user needs is copied to where it may read: this project may lie in a private home."""
+    uid = 54_321
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as place:
+        home = Path(place)
+        home.chmod(0o755)
+        library = home / "library"
+        (library / "jobs").mkdir(parents=True)
+        (library / "tests").mkdir()
+        shutil.copytree(ROOT / "jobs" / "sandboxes", library / "jobs" / "sandboxes")
+        for file in ("jobs/__init__.py", "tests/__init__.py", "tests/sandbox_worker.py"):
+            shutil.copy(ROOT / file, library / file)
+        shutil.copytree(Path(packaging.__file__).parent, library / "packaging")
+        shutil.copy(LOCK, home / "sandbox.lock")
+        built = runtime.find(built_runtime(), LOCK)
+        assert built is not None
+        own = home / "own" / "runtime"
+        shutil.copytree(built.folder, own / built.folder.name, symlinks=True, copy_function=link_or_copy)
+        for folder in (home / "own", own):
+            os.chown(folder, uid, uid)
+        python = own / built.folder.name / "python" / "bin" / "python3"
+        command = [python, "-m", "tests.sandbox_worker", own, home / "sandbox.lock", home / "own" / "scratch"]
+        worker = subprocess.Popen(
+            [*map(str, command), "1618.0", "0"],
+            cwd=library,
+            env={"PATH": os.environ["PATH"], "LD_LIBRARY_PATH": str(python.parent.parent / "lib")},
+            stdout=subprocess.PIPE,
+            user=uid,
+            group=uid,
+            extra_groups=[],
+        )
+        assert worker.stdout is not None
+        try:
+            health = json.loads(worker.stdout.readline())
+            assert health["ok"], health
+            assert "ref" in json.loads(worker.stdout.readline())
+        finally:
+            worker.kill()
+            worker.wait()
+            worker.stdout.close()
+        eventually(lambda: not processes_named("sleep 1618.0"))
