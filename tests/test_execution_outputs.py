@@ -63,6 +63,46 @@ def test_what_lies_in_the_outputs_becomes_artifacts(make_story: MakeStory) -> No
     assert story.types().count("artifact.created") == 3  # announced, then collected: once each
 
 
+@pytest.mark.parametrize("thread", ["", "threading.Thread(target=late).start()"])
+def test_files_that_an_agent_left_open_are_whole(make_story: MakeStory, thread: str) -> None:
+    source = f"""
+    import atexit, ctypes, threading, time
+    import helper
+    from engine_agent import *
+
+    kept = open(outputs_dir / "global.txt", "w")
+    atexit.register(lambda: (outputs_dir / "atexit.txt").write_text("at exit"))
+
+    def late():
+        threading.main_thread().join(0.1)
+        kept.write(" and late")
+
+    def main(task, inputs):
+        open(outputs_dir / "local.txt", "w").write("local")
+        kept.write("global")
+        helper.kept.write("helper")
+        ctypes.CDLL(None).puts(b"from C")
+        {thread or "pass"}
+    """
+    helper = "from engine_agent import outputs_dir\nkept = open(outputs_dir / 'helper.txt', 'w')\n"
+    story = make_story(source, more_source={"helper.py": helper})
+
+    result_of(story.attempt())
+
+    content = {}
+    for name, artifact in story.durable.artifacts.items():
+        with storages["artifacts"].open(artifact.storage_key) as file:
+            content[name] = file.read().decode()
+    late = " and late" if thread else ""
+    assert content == {
+        "global.txt": f"global{late}",
+        "helper.txt": "helper",
+        "local.txt": "local",
+        "atexit.txt": "at exit",
+    }
+    assert "from C" in story.lines("stdout")
+
+
 def test_an_announced_artifact_is_there_while_the_agent_still_runs(make_story: MakeStory) -> None:
     source = """
     from engine_agent import *
