@@ -1,7 +1,6 @@
 """How the dashboard shows values: states, times, spans, and text from agents that nobody can trust."""
 
 import json
-import re
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -9,19 +8,10 @@ from django import template
 from django.utils.html import escape, format_html, format_html_join
 from django.utils.safestring import SafeString, mark_safe
 
+from engine.dashboard.text import HIDDEN, code_point, plain, sign
 from jobs.figures import MOST_COUNTED
 
 register = template.Library()
-
-# Controls (tab and line feed apart), and the marks that turn the direction of text or have no width: a name or a
-# line could otherwise show something else than it holds. `log.js` has the same list.
-HIDDEN = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb]"
-)
-
-_FIRST_16 = "NUL SOH STX ETX EOT ENQ ACK BEL BS TAB LF VT FF CR SO SI"
-_NEXT_16 = "DLE DC1 DC2 DC3 DC4 NAK SYN ETB CAN EM SUB ESC FS GS RS US"
-CONTROLS = [*_FIRST_16.split(" "), *_NEXT_16.split(" ")]
 
 WORDS = {
     "waiting_for_input": "waiting",
@@ -135,11 +125,13 @@ def visible(text: object) -> SafeString:
     return format_html_join("", "{}", ((part,) for part in parts))
 
 
+register.filter("plain", plain)
+
+
 def _mark(character: str) -> SafeString:
-    code = ord(character)
-    point = f"U+{code:04X}"
-    sign = CONTROLS[code] if code < len(CONTROLS) else "DEL" if code == 0x7F else point
-    return format_html('<span class="e-hidden-char" title="{}">{}</span>', point, sign)
+    return format_html(
+        '<span class="e-hidden-char" title="{}">{}</span>', code_point(character), sign(character)
+    )
 
 
 @register.filter
@@ -157,4 +149,4 @@ def short(value: object) -> str:
 @register.filter
 def unlocalized(number: float) -> str:
     """A number as HTML attributes take it, whatever the locale."""
-    return f"{float(number):g}"
+    return f"{float(number or 0):g}"

@@ -8,6 +8,7 @@ from django import forms
 from django.core.validators import MaxValueValidator, MinValueValidator
 from django.http import HttpRequest
 
+from engine.dashboard.text import escaped, plain
 from engine.errors import FieldError
 from jobs.models import Question
 
@@ -74,6 +75,8 @@ class AnswerForm(forms.Form):
                 return self._decision(request.POST.get("answer", ""))
             case Question.Kind.FORM:
                 return {name: value for name, value in self._members() if value is not None}
+            case Question.Kind.CHOICE | Question.Kind.MULTI_CHOICE:
+                return _chosen(self.question.choices or [], self.cleaned_data["answer"])
             case _:
                 return self.cleaned_data["answer"]
 
@@ -89,11 +92,11 @@ class AnswerForm(forms.Form):
         members = []
         for index, (name, schema) in enumerate(_properties(self.question).items()):
             value = self.cleaned_data.get(f"f{index}")
-            if value in ("", [], None):
-                value = None
-            elif schema.get("type") in ("integer", "number") and "enum" in schema:
-                value = next((option for option in schema["enum"] if str(option) == value), value)
-            members.append((name, value))
+            options = _options(schema)
+            if value is None or value in ("", []):
+                members.append((name, None))
+            else:
+                members.append((name, value if options is None else _chosen(options, value)))
         return members
 
     def take_faults(self, detail: str, errors: list[FieldError]) -> None:
@@ -136,29 +139,52 @@ def _properties(question: Question) -> dict[str, dict[str, Any]]:
     return {name: found[name] for name in [*first, *found]}
 
 
-def _choice(choices: list[Any], initial: Any) -> forms.Field:
-    pairs = [(str(choice), str(choice)) for choice in choices]
-    if len(pairs) > MOST_RADIOS:
-        return forms.ChoiceField(label="Your answer", choices=[("", "Choose…"), *pairs], initial=initial)
-    return forms.ChoiceField(label="Your answer", choices=pairs, widget=forms.RadioSelect, initial=initial)
+# The values of buttons and lists are places in the list of options: options may be of any type, and hold any text.
 
 
-def _choices(choices: list[Any], initial: Any) -> forms.Field:
-    pairs = [(str(choice), str(choice)) for choice in choices]
+def _pairs(options: list[Any]) -> list[tuple[str, str]]:
+    return [(str(place), plain(option)) for place, option in enumerate(options)]
+
+
+def _places(options: list[Any], given: Any) -> list[str]:
+    return [str(options.index(item)) for item in given if item in options] if isinstance(given, list) else []
+
+
+def _chosen(options: list[Any], given: str | list[str]) -> Any:
+    return [options[int(place)] for place in given] if isinstance(given, list) else options[int(given)]
+
+
+def _choice(options: list[Any], initial: Any) -> forms.Field:
+    common: dict[str, Any] = {
+        "label": "Your answer",
+        "initial": next(iter(_places(options, [initial])), None),
+    }
+    if len(options) > MOST_RADIOS:
+        return forms.ChoiceField(choices=[("", "Choose…"), *_pairs(options)], **common)
+    return forms.ChoiceField(choices=_pairs(options), widget=forms.RadioSelect, **common)
+
+
+def _choices(options: list[Any], initial: Any) -> forms.Field:
     return forms.MultipleChoiceField(
         label="Your answer",
-        choices=pairs,
+        choices=_pairs(options),
         widget=forms.CheckboxSelectMultiple,
-        initial=initial,
+        initial=_places(options, initial),
         required=False,
     )
+
+
+def _options(schema: dict[str, Any]) -> list[Any] | None:
+    """What a member of a form is to be chosen from; None if it is typed."""
+    found = schema.get("items", {}).get("enum", []) if schema.get("type") == "array" else schema.get("enum")
+    return found if isinstance(found, list) else None
 
 
 def _approval(question: Question) -> dict[str, forms.Field]:
     fields: dict[str, forms.Field] = {}
     allowed = question.details.get("allowed") or list(DECISIONS)
     if "edit" in allowed:
-        arguments = json.dumps(question.details.get("arguments"), indent=2, ensure_ascii=False)
+        arguments = escaped(json.dumps(question.details.get("arguments"), indent=2, ensure_ascii=False))
         rows = min(16, arguments.count("\n") + 2)
         fields["arguments"] = JSONText(
             label="Arguments, to change before you approve",
@@ -175,14 +201,14 @@ def _approval(question: Question) -> dict[str, forms.Field]:
 def _member(name: str, schema: dict[str, Any], *, is_required: bool, initial: Any) -> forms.Field:
     """One property of a flat JSON Schema. What this makes of it is help; the schema itself decides."""
     common: dict[str, Any] = {
-        "label": str(schema.get("title") or name.replace("_", " ").capitalize()),
-        "help_text": str(schema.get("description", "")),
+        "label": plain(schema.get("title") or name.replace("_", " ").capitalize()),
+        "help_text": plain(schema.get("description", "")),
         "initial": schema.get("default") if initial is None else initial,
         "required": is_required,
     }
-    if "enum" in schema:
-        pairs = [(str(option), str(option)) for option in schema["enum"]]
-        return forms.ChoiceField(choices=pairs if is_required else [("", "–"), *pairs], **common)
+    options = _options(schema)
+    if options is not None:
+        return _chosen_member(schema, options, common)
     match schema.get("type"):
         case "boolean":
             return forms.BooleanField(**common | {"required": False})
@@ -194,12 +220,21 @@ def _member(name: str, schema: dict[str, Any], *, is_required: bool, initial: An
             ]
             numbers = forms.IntegerField if kind == "integer" else forms.FloatField
             return numbers(validators=limits, **common)
-        case "array":
-            options = schema.get("items", {}).get("enum", [])
-            pairs = [(str(option), str(option)) for option in options]
-            return forms.MultipleChoiceField(choices=pairs, widget=forms.CheckboxSelectMultiple, **common)
         case _:
             return _text(schema, common)
+
+
+def _chosen_member(schema: dict[str, Any], options: list[Any], common: dict[str, Any]) -> forms.Field:
+    initial = common.pop("initial")
+    if schema.get("type") == "array":
+        return forms.MultipleChoiceField(
+            choices=_pairs(options),
+            widget=forms.CheckboxSelectMultiple,
+            initial=_places(options, initial),
+            **common,
+        )
+    pairs = _pairs(options) if common["required"] else [("", "–"), *_pairs(options)]
+    return forms.ChoiceField(choices=pairs, initial=next(iter(_places(options, [initial])), None), **common)
 
 
 def _text(schema: dict[str, Any], common: dict[str, Any]) -> forms.Field:

@@ -122,7 +122,8 @@ def _context(request: HttpRequest, job: Job, *, form: AnswerForm | None = None) 
     return {
         "now": services.database_time(),
         "job": job,
-        "discovery": job.discovery or {},
+        "decision": (job.discovery or {}).get("decision", ""),
+        "ranked": _ranked(job.discovery or {}),
         "open_forms": [
             form if form and form.question.id == question.id else AnswerForm(question)
             for question in reversed(questions)
@@ -138,3 +139,9 @@ def _context(request: HttpRequest, job: Job, *, form: AnswerForm | None = None) 
         "may_answer": by.may(Scope.JOBS_RESPOND),
         "may_cancel": by.may(Scope.JOBS_WRITE) and not job.is_final and job.cancel_requested_at is None,
     }
+
+
+def _ranked(discovery: dict[str, Any]) -> list[dict[str, Any]]:
+    """The agents that were found, best first; where none fitted, those that came nearest."""
+    found = discovery.get("results") or discovery.get("nearest") or []
+    return [{"confidence": 0.0, **result} for result in found]

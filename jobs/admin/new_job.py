@@ -18,6 +18,7 @@ from apikeys.callers import Caller
 from apikeys.models import Project
 from apikeys.scopes import Scope
 from engine.dashboard.access import acting
+from engine.dashboard.text import plain
 from engine.errors import EngineError
 from jobs import services, uploads
 from jobs.admin.answer_forms import JSONText
@@ -108,7 +109,7 @@ class NewJobForm(forms.Form):
 
 def _label(agent: Agent) -> str:
     name = agent.current_version.name if agent.current_version else agent.slug
-    return f"{name} ({agent.slug})"
+    return f"{plain(name)} ({agent.slug})"
 
 
 @require_http_methods(["GET", "HEAD", "POST"])

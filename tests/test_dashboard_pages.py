@@ -1,0 +1,345 @@
+"""The dashboard's pages: who may see them, what they show, and that no hostile text gets into their markup."""
+
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from django.db import connection
+from django.test import Client
+from django.test.utils import CaptureQueriesContext
+
+from engine.dashboard.lists import UncountedPaginator
+from jobs.models import Job
+from tests.dashboard import asking, completed, make_agent, make_artifact, make_person, signed_in
+from tests.factories import make_key
+from tests.jobs import make_job, make_worker
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+HOSTILE = "<script>alert(1)</script>\x1b[31m\u202egnp.exe"
+LISTS = [
+    "/admin/",
+    "/admin/jobs/job/",
+    "/admin/jobs/job/new/",
+    "/admin/jobs/question/",
+    "/admin/jobs/question/?answered",
+    "/admin/jobs/worker/",
+    "/admin/agents/agent/",
+    "/admin/agents/agent/?status=archived",
+    "/admin/apikeys/apikey/",
+    "/admin/apikeys/apikey/add/",
+    "/admin/apikeys/project/",
+    "/admin/apikeys/project/add/",
+    "/admin/apikeys/auditrow/",
+    "/admin/auth/user/",
+    "/admin/auth/group/",
+]
+
+
+@pytest.fixture
+def browser() -> Client:
+    """A superuser's."""
+    return signed_in(make_person())
+
+
+def job_page(job: Job) -> str:
+    return f"/admin/jobs/job/{job.id}/"
+
+
+@pytest.mark.parametrize("address", LISTS)
+def test_every_page_answers_on_an_empty_installation(browser: Client, address: str) -> None:
+    assert browser.get(address).status_code == 200
+
+
+@pytest.mark.parametrize("address", LISTS)
+def test_every_page_answers_with_rows(browser: Client, address: str) -> None:
+    make_key()
+    make_worker()
+    asking()
+    completed(None, "hello", result={"rows": 1})
+
+    assert browser.get(address).status_code == 200
+
+
+@pytest.mark.parametrize("address", [address for address in LISTS if address != "/admin/"])
+def test_staff_without_a_permission_see_nothing(address: str) -> None:
+    nobody = signed_in(make_person("bob", "contenttypes.view_contenttype"))
+
+    assert nobody.get(address).status_code == 403
+
+
+def test_the_overview_of_staff_without_a_permission_names_no_job() -> None:
+    make_job()
+    nobody = signed_in(make_person("bob", "contenttypes.view_contenttype"))
+
+    page = nobody.get("/admin/")
+
+    assert "You cannot see jobs" in page.text
+    assert nobody.get("/admin/jobs/job/overview/").status_code == 403
+
+
+def test_whoever_is_not_signed_in_is_asked_to(client: Client) -> None:
+    job = make_job()
+
+    for address in [*LISTS, job_page(job), f"{job_page(job)}parts/", f"{job_page(job)}log.txt"]:
+        reply = client.get(address)
+        assert reply.status_code == 302
+        assert reply.headers["Location"].startswith("/admin/login/")
+
+
+# --- the overview ---
+
+
+def test_the_overview_counts_states_and_questions_now(browser: Client) -> None:
+    make_job()
+    make_job()
+    asking()
+
+    figures = browser.get("/admin/").context["figures"]
+
+    assert figures.states == {"queued": 2, "running": 0, "waiting_for_input": 1, "scheduled": 0}
+    assert figures.open_questions == 1
+    assert figures.oldest_queued[0] == Job.objects.filter(status="queued").order_by("id")[0].id
+
+
+def test_the_overview_counts_what_ended_in_the_last_hour(browser: Client) -> None:
+    completed()
+
+    hour = browser.get("/admin/").context["figures"].hour
+
+    assert (hour.completed, hour.failed, hour.success) == (1, 0, 1.0)
+    assert hour.minutes[-1].total + hour.minutes[-2].total == 1
+    assert hour.run_p50 is not None
+
+
+def test_the_overview_refreshes_by_parts(browser: Client) -> None:
+    make_job()
+
+    answer = browser.get("/admin/jobs/job/overview/").json()
+
+    assert set(answer["parts"]) == {"overview-now", "overview-hour", "overview-attention"}
+    assert 'data-figure="queued">1<' in answer["parts"]["overview-now"]
+    assert "<html" not in answer["parts"]["overview-now"]
+
+
+# --- the list of jobs ---
+
+
+def ids_on(page: Any) -> list[Any]:
+    return [job.id for job in page.context["cl"].result_list]
+
+
+def test_jobs_come_newest_first(browser: Client) -> None:
+    jobs = [make_job() for _ in range(3)]
+
+    assert ids_on(browser.get("/admin/jobs/job/")) == [job.id for job in reversed(jobs)]
+
+
+def test_jobs_are_filtered_by_state_project_and_agent(browser: Client) -> None:
+    mine, other = make_key().project, make_key().project
+    done, job = completed(other), make_job(mine)
+
+    def found(query: str) -> list[Any]:
+        return ids_on(browser.get(f"/admin/jobs/job/?{query}"))
+
+    assert found("status=queued") == [job.id]
+    assert found("status=completed") == [done.id]
+    assert found(f"project={other.slug}") == [done.id]
+    assert found(f"project={mine.slug}&status=completed") == []
+    assert found("agent=echo") == [job.id, done.id]
+    assert found("agent=another") == []
+
+
+def test_jobs_are_found_by_words_tag_and_id(browser: Client) -> None:
+    job, other = make_job(tags=["nightly"]), make_job()
+    Job.objects.filter(id=other.id).update(task="Draw the revenue")
+
+    def found(words: str) -> list[Any]:
+        return ids_on(browser.get("/admin/jobs/job/", {"q": words}))
+
+    assert found("REVENUE") == [other.id]
+    assert found("nightly") == [job.id]
+    assert found(str(job.id)) == [job.id]
+    assert found(str(uuid4())) == []
+
+
+def test_the_list_of_jobs_is_never_counted(browser: Client) -> None:
+    make_job()
+    browser.get("/admin/jobs/job/")  # content types are read once
+
+    with CaptureQueriesContext(connection) as queries:
+        browser.get("/admin/jobs/job/")
+
+    counts = [
+        query["sql"]
+        for query in queries
+        if "COUNT(*)" in query["sql"].upper() and "LIMIT" not in query["sql"]
+    ]
+    assert counts == []
+
+
+def test_pages_go_on_while_there_are_rows(browser: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jobs.admin.job.JobAdmin.list_per_page", 2)
+    jobs = [make_job().id for _ in range(5)]
+
+    pages = [browser.get(f"/admin/jobs/job/?p={number}") for number in (1, 2, 3)]
+
+    assert [job for page in pages for job in ids_on(page)] == list(reversed(jobs))
+    assert ["Older →" in page.text for page in pages] == [True, True, False]
+    assert ["← Newer" in page.text for page in pages] == [False, True, True]
+
+
+def test_a_paginator_reads_one_row_more_than_a_page() -> None:
+    class Rows(list[int]):
+        asked: slice | None = None
+
+        def __getitem__(self, index: Any) -> Any:
+            Rows.asked = index
+            return super().__getitem__(index)
+
+    page = UncountedPaginator(Rows(range(10)), 3).page(2)
+
+    assert list(page.object_list) == [3, 4, 5]
+    assert Rows.asked == slice(3, 7)
+
+
+def test_the_list_refreshes_its_rows(browser: Client) -> None:
+    make_job()
+
+    answer = browser.get("/admin/jobs/job/?status=queued", headers={"Accept": "application/json"}).json()
+
+    assert set(answer["parts"]) == {"job-rows", "job-states"}
+    assert "do it" in answer["parts"]["job-rows"]
+
+
+# --- a job's page ---
+
+
+def test_a_job_shows_result_log_and_who_asked(browser: Client) -> None:
+    job = completed(None, "hello", result={"rows": 3708})
+
+    page = browser.get(job_page(job))
+
+    assert "3708" in page.text
+    assert f'data-log="/ws/v1/jobs/{job.id}"' in page.text
+    assert "user:tester" in page.text
+
+
+def test_a_failed_job_shows_the_error_and_its_remedy(browser: Client) -> None:
+    job = make_job()
+    error = {"code": "agent_error", "message": "No text column", "remedy": "Name the column"}
+    Job.objects.filter(id=job.id).update(status="failed", finished_at=job.created_at, error=error)
+
+    page = browser.get(job_page(job))
+
+    assert all(text in page.text for text in error.values())
+
+
+def test_a_job_that_is_not_there_is_not_found(browser: Client) -> None:
+    for path in ("", "parts/", "log.txt", "events.ndjson", f"artifacts/{uuid4()}/"):
+        assert browser.get(f"/admin/jobs/job/{uuid4()}/{path}").status_code == 404
+
+
+def test_the_parts_of_an_ended_job_say_that_nothing_comes_any_more(browser: Client) -> None:
+    ended, queued = completed(), make_job()
+
+    assert browser.get(f"{job_page(ended)}parts/").json()["final"] is True
+    assert browser.get(f"{job_page(queued)}parts/").json()["final"] is False
+
+
+def test_text_from_agents_and_callers_is_never_markup(browser: Client) -> None:
+    agent = make_agent(HOSTILE)
+    job = completed(None, HOSTILE, result={"html": HOSTILE})
+    make_artifact(job, HOSTILE, b"x", "text/html")
+    waiting = asking(None, {"prompt": HOSTILE, "kind": "choice", "choices": [HOSTILE]})
+    Job.objects.filter(id=waiting.id).update(task=HOSTILE, tags=[HOSTILE], progress_message=HOSTILE)
+
+    addresses = [*LISTS, job_page(job), job_page(waiting), f"/admin/agents/agent/{agent.id}/"]
+    for address in addresses:
+        text = browser.get(address).text
+        assert "<script>alert" not in text, address
+        assert "\x1b" not in text, address
+        assert "\u202e" not in text, address
+    assert "U+202E" in browser.get(job_page(waiting)).text
+
+
+# --- files ---
+
+
+def fetched(browser: Client, address: str) -> tuple[Any, bytes]:
+    """Headers and content of a file, read to its end."""
+    reply: Any = browser.get(address)
+    content = b"".join(reply.streaming_content)
+    reply.close()
+    return reply.headers, content
+
+
+def test_the_log_is_downloaded_as_text(browser: Client) -> None:
+    job = completed(None, "first", "second")
+
+    headers, content = fetched(browser, f"{job_page(job)}log.txt")
+    text = content.decode()
+
+    assert headers["Content-Disposition"].startswith("attachment")
+    assert text.index("first") < text.index("second")
+
+
+def test_raw_events_are_all_events_in_order(browser: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jobs.admin.files.READ_AT_ONCE", 2)
+    job = completed(None, *(f"line {number}" for number in range(5)))
+
+    lines = fetched(browser, f"{job_page(job)}events.ndjson")[1].decode().splitlines()
+
+    assert len(lines) == 8  # queued, started, five lines, completed
+    assert all(f'"seq": {number}' in line for number, line in enumerate(lines, 1))
+
+
+def test_an_artifact_is_a_download_that_can_run_nothing(browser: Client) -> None:
+    job = completed()
+    artifact = make_artifact(job, "page.html", b"<script>1</script>", "text/html")
+
+    for query in ("", "?shown"):
+        headers, content = fetched(browser, f"{job_page(job)}artifacts/{artifact.id}/{query}")
+        assert content == b"<script>1</script>"
+        assert headers["Content-Type"] == "application/octet-stream"
+        assert headers["Content-Disposition"] == 'attachment; filename="page.html"'
+        assert headers["X-Content-Type-Options"] == "nosniff"
+        assert "sandbox" in headers["Content-Security-Policy"]
+
+
+def test_a_picture_is_shown_in_the_page(browser: Client) -> None:
+    job = completed()
+    artifact = make_artifact(job, "chart.png", b"\x89PNG", "image/png")
+    address = f"{job_page(job)}artifacts/{artifact.id}/?shown"
+
+    assert f'<img src="{address}"' in browser.get(job_page(job)).text
+    assert fetched(browser, address)[0]["Content-Type"] == "image/png"
+
+
+def test_an_svg_is_never_shown_as_a_picture(browser: Client) -> None:
+    job = completed()
+    artifact = make_artifact(job, "x.svg", b"<svg onload='alert(1)'/>", "image/svg+xml")
+
+    address = f"{job_page(job)}artifacts/{artifact.id}/"
+
+    page = browser.get(job_page(job)).text
+    assert address in page
+    assert f"{address}?shown" not in page
+    assert fetched(browser, f"{address}?shown")[0]["Content-Type"] == "application/octet-stream"
+
+
+def test_an_artifact_of_another_job_is_not_found(browser: Client) -> None:
+    job, other = completed(), completed()
+    artifact = make_artifact(other, "a.txt", b"x", "text/plain")
+
+    assert browser.get(f"{job_page(job)}artifacts/{artifact.id}/").status_code == 404
+
+
+def test_pages_let_no_inline_script_run(browser: Client) -> None:
+    job = asking()
+
+    for address in [*LISTS, job_page(job)]:
+        reply = browser.get(address)
+        policy = reply.headers["Content-Security-Policy"]
+        scripts = next(part for part in policy.split(";") if part.strip().startswith("script-src"))
+        assert "'unsafe-inline'" not in scripts
