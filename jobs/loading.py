@@ -7,23 +7,21 @@ from uuid import UUID
 from django.db import connection
 
 from agents.models import AgentVersion
-from jobs import models, queries
+from jobs import claiming, models
+from jobs.claiming import Claimed
 from jobs.execution.outcomes import StoredFile
 from jobs.execution.ports import AgentSpec, ClaimedJob, InputFile, Journal, JournalStep
-from jobs.queries import Claimed
 
 
-def claim(
-    worker_id: UUID, *, queue: str, limit: int, suspects: bool = False
-) -> list[tuple[Claimed, AgentSpec]]:
-    """Claim jobs (`queries.claim`), each with the agent that it is pinned to."""
-    jobs = queries.claim(worker_id, queue=queue, limit=limit, suspects=suspects)
+def claim(worker_id: UUID, **wanted: Any) -> list[tuple[Claimed, AgentSpec]]:
+    """Claim jobs (`claiming.claim`), each with the agent that it is pinned to."""
+    jobs = claiming.claim(worker_id, **wanted)
     return [(job, _agent(job.agent_version_id)) for job in jobs]
 
 
 def claimed_again(worker_id: UUID, job_id: UUID, attempt: int) -> tuple[Claimed, AgentSpec] | None:
-    """What an earlier claim took (`queries.claimed_again`), with its agent."""
-    job = queries.claimed_again(worker_id, job_id, attempt)
+    """What an earlier claim took (`claiming.claimed_again`), with its agent."""
+    job = claiming.claimed_again(worker_id, job_id, attempt)
     return None if job is None else (job, _agent(job.agent_version_id))
 
 

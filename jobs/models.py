@@ -59,6 +59,17 @@ class Queue(models.Model):
         return self.name
 
 
+class PausedAgent(models.Model):
+    """An agent whose jobs stay queued until somebody resumes it."""
+
+    agent = models.OneToOneField("agents.Agent", on_delete=models.CASCADE, primary_key=True)
+    paused_at = models.DateTimeField(db_default=Now())
+    paused_by = models.TextField()
+
+    def __str__(self) -> str:
+        return str(self.agent_id)
+
+
 class JobQuerySet(models.QuerySet["Job"]):
     """Jobs as callers ask for them."""
 
@@ -140,7 +151,21 @@ class Job(models.Model):
     class Meta:
         indexes = [
             # One for each scan that workers run; all partial, so that history costs them nothing.
-            models.Index(fields=["queue", "sort_at", "id"], condition=Q(status="queued"), name="job_due_idx"),
+            models.Index(
+                fields=["queue", "priority", "sort_at", "id"],
+                condition=Q(status="queued", attempt=0),
+                name="job_new_idx",
+            ),
+            models.Index(
+                fields=["queue", "sort_at", "id"],
+                condition=Q(status="queued", attempt__gt=0),
+                name="job_back_idx",
+            ),
+            models.Index(
+                fields=["queue", "project", "sort_at", "id"],
+                condition=Q(status="queued"),
+                name="job_share_idx",
+            ),
             models.Index(
                 fields=["queue"], condition=Q(status="queued", lost_count__gte=2), name="job_suspect_idx"
             ),

@@ -21,6 +21,7 @@ from uuid_utils.compat import uuid7
 
 from jobs import batch, queries, wakeups
 from jobs.batch import ArtifactRow, AttemptKey, Batch, EventRow, ProgressRow, SandboxRow, Settlement, StepRow
+from jobs.claiming import Claimed
 from jobs.execution.outcomes import StepBegin, StepEnd, StoredArtifact
 from jobs.execution.ports import Journal, LeaseLostError
 
@@ -205,7 +206,7 @@ def to_json(value: Any) -> str:
 class AttemptRecorder:
     """Everything one attempt writes goes through here. Satisfies `execution.ports.Recorder`."""
 
-    def __init__(self, writer: Writer, job: queries.Claimed, clock: Clock) -> None:
+    def __init__(self, writer: Writer, job: Claimed, clock: Clock) -> None:
         self._writer = writer
         self._job = job
         self._clock = clock

@@ -26,12 +26,13 @@ from django.db import DatabaseError, InterfaceError, connection
 
 from engine import __version__
 from engine.database import direct_dsn
-from jobs import loading, queries, services, wakeups
+from jobs import claiming, loading, queries, services, wakeups
 from jobs.batch import AttemptKey
+from jobs.claiming import Claimed
 from jobs.execution import attempt, outcomes
 from jobs.execution.outcomes import Outcome
 from jobs.execution.ports import AgentSpec, AttemptControl, LeaseLostError
-from jobs.queries import Claimed, WorkerLeaseLost
+from jobs.queries import WorkerLeaseLost
 from jobs.recorder import AttemptRecorder, Clock, Writer
 from jobs.sandboxes.base import Provider, ProviderHealth
 from jobs.settling import settlement
@@ -43,6 +44,8 @@ SWEEP_SECONDS = 2.0
 PARTITION_SECONDS = 3600.0
 PROBE_SECONDS = 15.0  # between looks whether a sandbox can be had by now
 TICK_SECONDS = 0.5
+LOOK_SECONDS = 0.05  # at least so long between surveys of the queues, however many hints come
+MOST_CLAIMED = 200  # a call: claiming the next ones overlaps with writing how the last ones ended
 RECONNECT_SECONDS = 1.0
 DATABASE_THREADS = 4
 ALL_QUEUES = "*"
@@ -133,6 +136,11 @@ class Incarnation:
         self._idle.set()
         self._alone = False  # runs one suspect and nothing else
         self._suspect_since: float | None = None
+        self._queues: dict[str, claiming.Survey] = {}
+        self._suspects: set[str] = set()
+        self._looked_at = 0.0
+        self._look_took = 0.0
+        self._hinted_since = True
 
     # --- life ---
 
@@ -280,7 +288,7 @@ class Incarnation:
 
     async def _give_back_unknown(self, key: AttemptKey) -> None:
         """A claim whose reply was lost: nothing ran, nothing was written, so the job goes back as it was."""
-        claimed = await self._in_database(queries.claimed_again, self.id, *key)
+        claimed = await self._in_database(claiming.claimed_again, self.id, *key)
         if claimed is not None and key not in self.running:
             await self._settle(
                 self._recorder(claimed), claimed, None, outcomes.HandedBack("its claim was lost")
@@ -321,21 +329,41 @@ class Incarnation:
     async def _fill_slots(self) -> None:
         if not self.health.ok or self._alone:
             return
-        queues = await self._queues()
-        if await self._take_suspect(queues):
+        await self._look_around()
+        if await self._take_suspect():
             return
         took = True
         while took and not self._draining:
             took = False
-            for queue in queues:
+            for queue, seen in self._shuffled():
                 free = self.options.concurrency - len(self.running)
                 if free <= 0:
                     return
-                took = await self._take(queue, free) or took
+                took = await self._take(queue, min(free, MOST_CLAIMED), seen=seen) or took
 
-    async def _take(self, queue: str, free: int, *, suspects: bool = False) -> bool:
-        """Claim up to `free` jobs and begin them; whether there were any."""
-        claimed = await self._in_database(loading.claim, self.id, queue=queue, limit=free, suspects=suspects)
+    async def _look_around(self) -> None:
+        """Survey the queues when a hint came or the last look is old; never more than a fifth of the time."""
+        age = time.monotonic() - self._looked_at
+        due = max(LOOK_SECONDS, 5 * self._look_took) if self._hinted_since else POLL_SECONDS * 0.75
+        if age < due:
+            if self._hinted_since:
+                self._loop.call_later(due - age, self._look.set)
+            return
+        self._hinted_since = False
+        self._looked_at = time.monotonic()
+        named = None if ALL_QUEUES in self.options.queues else self.options.queues
+        self._queues, self._suspects = await self._in_database(claiming.survey_all, named)
+        self._look_took = time.monotonic() - self._looked_at
+
+    def _shuffled(self) -> list[tuple[str, claiming.Survey]]:
+        """The queues in another order each time, so that none is always last."""
+        return random.sample(list(self._queues.items()), len(self._queues))
+
+    async def _take(self, queue: str, most: int, *, seen: claiming.Survey, suspects: bool = False) -> bool:
+        """Claim up to `most` jobs and begin them; whether there were any."""
+        claimed = await self._in_database(
+            loading.claim, self.id, queue=queue, limit=most, seen=seen, suspects=suspects
+        )
         entries = [Running(job, agent, self._recorder(job), AttemptControl()) for job, agent in claimed]
         self.running |= {entry.key: entry for entry in entries}
         if entries:
@@ -350,24 +378,16 @@ class Incarnation:
             self._end_at_once(at_once)
         return bool(entries)
 
-    async def _queues(self) -> list[str]:
-        """The queues to look at, in another order each time so that none is always last."""
-        named = self.options.queues
-        queues = await self._in_database(queries.due_queues) if ALL_QUEUES in named else list(named)
-        random.shuffle(queues)
-        return queues
-
-    async def _take_suspect(self, queues: list[str]) -> bool:
+    async def _take_suspect(self) -> bool:
         """Whether this worker is, or is about to be, kept for a job that was lost twice."""
-        due = await self._in_database(queries.suspects_due)
-        if not due & set(queues):
+        if not self._suspects:
             self._suspect_since = None
             return False
         self._suspect_since = self._suspect_since or time.monotonic()
         if self.running:
             return time.monotonic() - self._suspect_since > SUSPECT_PATIENCE_SECONDS
-        for queue in due & set(queues):
-            self._alone = await self._take(queue, 1, suspects=True)
+        for queue in self._suspects:
+            self._alone = await self._take(queue, 1, seen=self._queues[queue], suspects=True)
             if self._alone:
                 return True
         return False
@@ -534,6 +554,7 @@ class Incarnation:
 
     def _hinted(self, hint: psycopg.Notify) -> None:
         if hint.channel == wakeups.QUEUE_CHANNEL:
+            self._hinted_since = True
             self._look.set()
             return
         wanted = set(hint.payload.split(","))

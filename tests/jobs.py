@@ -12,7 +12,7 @@ from agents.models import Agent, AgentVersion
 from apikeys.callers import Caller
 from apikeys.models import Project
 from apikeys.scopes import Scope
-from jobs import batch, queries, services
+from jobs import batch, claiming, queries, services
 from jobs.batch import Batch, EventRow, Settlement, StepRow
 from jobs.execution.outcomes import QuestionSpec
 from jobs.models import Attempt, Event, Job, Worker
@@ -73,20 +73,20 @@ def sweep() -> queries.Swept:
     return queries.sweep(after_start=0)
 
 
-def claim_one(worker_id: UUID) -> queries.Claimed:
+def claim_one(worker_id: UUID) -> claiming.Claimed:
     """Claim one job of the default queue."""
-    (job,) = queries.claim(worker_id, queue="default", limit=1)
+    (job,) = claiming.claim(worker_id, queue="default", limit=1)
     return job
 
 
-def log_line(job: queries.Claimed, offset: int = 1, message: str = "hello") -> EventRow:
+def log_line(job: claiming.Claimed, offset: int = 1, message: str = "hello") -> EventRow:
     """The log event that comes `offset` numbers after the claim."""
     return EventRow(
         job.id, job.attempt, job.last_seq + offset, timezone.now(), "log", "stdout", "info", message, None
     )
 
 
-def step_row(job: queries.Claimed, key: str, *, ended: bool, result: Any = None) -> StepRow:
+def step_row(job: claiming.Claimed, key: str, *, ended: bool, result: Any = None) -> StepRow:
     """A journal entry, begun or ended."""
     now = timezone.now()
     return StepRow(
@@ -104,7 +104,7 @@ def step_row(job: queries.Claimed, key: str, *, ended: bool, result: Any = None)
 
 
 def settlement(
-    job: queries.Claimed,
+    job: claiming.Claimed,
     status: Job.Status = Job.Status.COMPLETED,
     outcome: Attempt.Outcome = Attempt.Outcome.COMPLETED,
     *,
@@ -138,7 +138,7 @@ def write(worker_id: UUID, *, events: Any = (), steps: Any = (), settlements: An
     )
 
 
-def ask(worker_id: UUID, job: queries.Claimed, *questions: QuestionSpec) -> batch.Written:
+def ask(worker_id: UUID, job: claiming.Claimed, *questions: QuestionSpec) -> batch.Written:
     """Suspend a claimed job with questions."""
     row = settlement(
         job, Job.Status.WAITING_FOR_INPUT, Attempt.Outcome.SUSPENDED, reason="question", questions=questions

@@ -12,8 +12,8 @@ import pytest
 from django.db import IntegrityError, connection, connections, transaction
 from django.utils import timezone
 
-from jobs import queries, services
-from jobs.models import Attempt, Event, Job, MinuteStat, Queue, Step
+from jobs import claiming, queries, services
+from jobs.models import Attempt, Event, Job, MinuteStat, PausedAgent, Queue, Step
 from tests.jobs import (
     ask,
     claim_one,
@@ -21,6 +21,7 @@ from tests.jobs import (
     log_line,
     make_caller,
     make_job,
+    make_project,
     make_worker,
     question,
     seqs,
@@ -57,7 +58,7 @@ def test_workers_claiming_together_never_share_a_job(pool: ThreadPoolExecutor) -
     def claim_all(worker_id: UUID) -> list[UUID]:
         together.wait(10)
         taken: list[UUID] = []
-        while batch := queries.claim(worker_id, queue="default", limit=3):
+        while batch := claiming.claim(worker_id, queue="default", limit=3):
             taken += [job.id for job in batch]
         return taken
 
@@ -72,7 +73,7 @@ def test_a_claim_passes_a_job_that_another_session_holds_locked(pool: ThreadPool
 
     with transaction.atomic():
         Job.objects.select_for_update().get(id=first.id)
-        claimed = pool.submit(in_thread, queries.claim, worker_id, queue="default", limit=2).result(10)
+        claimed = pool.submit(in_thread, claiming.claim, worker_id, queue="default", limit=2).result(10)
 
     assert [job.id for job in claimed] == [second.id]
 
@@ -90,7 +91,7 @@ def test_a_paused_queue_gives_nothing() -> None:
     make_job()
     Queue.objects.create(name="default", paused_at=timezone.now())
 
-    assert queries.claim(make_worker(), queue="default", limit=1) == []
+    assert claiming.claim(make_worker(), queue="default", limit=1) == []
 
 
 def test_a_worker_without_its_lease_can_neither_claim_nor_write_nor_renew() -> None:
@@ -101,7 +102,7 @@ def test_a_worker_without_its_lease_can_neither_claim_nor_write_nor_renew() -> N
     end_lease(worker_id)
 
     with pytest.raises(queries.WorkerLeaseLost):
-        queries.claim(worker_id, queue="default", limit=1)
+        claiming.claim(worker_id, queue="default", limit=1)
     with pytest.raises(queries.WorkerLeaseLost):
         write(worker_id, events=[log_line(job)])
     with pytest.raises(queries.WorkerLeaseLost):
@@ -235,8 +236,8 @@ def test_a_job_that_takes_three_workers_down_fails_and_runs_alone_before() -> No
     make_job()
     for losses in range(3):
         worker_id = make_worker()
-        usual = queries.claim(worker_id, queue="default", limit=5)
-        alone = queries.claim(worker_id, queue="default", limit=1, suspects=True)
+        usual = claiming.claim(worker_id, queue="default", limit=5)
+        alone = claiming.claim(worker_id, queue="default", limit=1, suspects=True)
         assert (len(usual), len(alone)) == ((1, 0) if losses < 2 else (0, 1))
         end_lease(worker_id)
         sweep()
@@ -451,3 +452,116 @@ def _partitions() -> list[str]:
             "SELECT inhrelid::regclass::text FROM pg_inherits WHERE inhparent = 'jobs_event'::regclass"
         )
         return [row[0].strip('"') for row in cursor.fetchall() if "default" not in row[0]]
+
+
+# --- fair share, limits, pauses ---
+
+
+def test_projects_take_turns_however_much_one_has_queued() -> None:
+    for _ in range(12):
+        make_job(make_project("greedy"))
+    small = [make_job(make_project(f"small-{number}")).id for number in range(3)]
+
+    taken = [job.id for job in claiming.claim(make_worker(), queue="default", limit=6)]
+
+    assert set(small) < set(taken)
+    assert len(taken) == 6
+
+
+def test_a_heavier_project_gets_more_turns() -> None:
+    light, heavy = make_project("light"), make_project("heavy", weight=3)
+    for _ in range(8):
+        make_job(light)
+        make_job(heavy)
+
+    taken = claiming.claim(make_worker(), queue="default", limit=8)
+
+    assert sum(job.project_id == heavy.id for job in taken) == 6
+
+
+def test_max_running_holds_over_all_claimers(pool: ThreadPoolExecutor) -> None:
+    limited = make_project("limited", max_running=5)
+    for number in range(40):
+        make_job(limited, queue="default" if number % 2 else "other")
+    workers = [make_worker() for _ in range(4)]
+    together = threading.Barrier(4)
+
+    def claim_all(worker_id: UUID) -> int:
+        together.wait(10)
+        return sum(
+            len(claiming.claim(worker_id, queue=queue, limit=3))
+            for _ in range(3)
+            for queue in ("default", "other")
+        )
+
+    taken = sum(pool.map(lambda worker_id: in_thread(claim_all, worker_id), workers))
+
+    assert taken == Job.objects.filter(status="running").count() == 5
+
+
+def test_a_limited_project_does_not_hold_up_the_others() -> None:
+    limited = make_project("limited", max_running=0)
+    for _ in range(5):
+        make_job(limited, priority="urgent")
+    other = make_job(make_project("other"))
+
+    assert [job.id for job in claiming.claim(make_worker(), queue="default", limit=3)] == [other.id]
+
+
+def test_a_paused_agent_keeps_its_jobs_queued() -> None:
+    job = make_job()
+    assert job.agent_version is not None
+    PausedAgent.objects.create(agent=job.agent_version.agent, paused_by="user:tester")
+    worker_id = make_worker()
+
+    assert claiming.claim(worker_id, queue="default", limit=1) == []
+    PausedAgent.objects.all().delete()
+    assert claim_one(worker_id).id == job.id
+
+
+def test_a_survey_that_is_old_hides_no_new_job() -> None:
+    make_job()
+    worker_id = make_worker()
+    seen = claiming.survey("default")
+    claim_one(worker_id)
+    newcomers = {make_job(priority=name).id for name in ("low", "normal", "high", "urgent")}
+
+    taken = {job.id for job in claiming.claim(worker_id, queue="default", limit=9, seen=seen)}
+
+    assert taken == newcomers
+
+
+def test_a_job_that_comes_back_is_found_below_the_floor() -> None:
+    make_job()
+    worker_id = make_worker()
+    job = claim_one(worker_id)
+    Job.objects.update(sort_at=timezone.now() - timedelta(days=2))
+    seen = claiming.survey("default")
+    write(worker_id, settlements=[settlement(job, Job.Status.QUEUED, Attempt.Outcome.HANDED_BACK)])
+
+    assert [again.id for again in claiming.claim(worker_id, queue="default", limit=1, seen=seen)] == [job.id]
+
+
+def test_claims_read_no_more_rows_than_they_take_however_long_the_queue() -> None:
+    """The plan, not the time: every scan of the queue is an index scan that stops at its limit."""
+    for _ in range(3):
+        make_job()
+    with connection.cursor() as cursor:
+        cursor.execute("SET enable_seqscan = off")
+        seen = claiming.survey("default")
+        params = {
+            "worker_id": make_worker(),
+            "queue": "default",
+            "limit": 1,
+            "suspect_losses": 2,
+            "paused": [],
+            "priorities": list(seen.floors),
+            "floors": list(seen.floors.values()),
+        }
+        cursor.execute("EXPLAIN " + claiming.CLAIM_ORDERED, params)
+        plan = "\n".join(row[0] for row in cursor.fetchall())
+        cursor.execute("RESET enable_seqscan")
+
+    assert "job_new_idx" in plan
+    assert "job_back_idx" in plan
+    assert "Seq Scan on jobs_job" not in plan

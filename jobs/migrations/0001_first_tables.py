@@ -1,9 +1,10 @@
 """The tables of jobs, the guards that hold whatever the code does, and how hot tables are stored."""
 
+import uuid
+
 import django.contrib.postgres.fields
 import django.db.models.deletion
 import django.db.models.functions.datetime
-import uuid
 import uuid_utils.compat
 from django.db import migrations, models
 

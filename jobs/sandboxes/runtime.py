@@ -180,9 +180,10 @@ def install(
     target: Path, arguments: Sequence[str], *, seconds: float, most_mb: int | None = None
 ) -> str | None:
     """Install packages into a folder, from the host's configured index. Returns what went wrong, or None."""
-    uv = shutil.which("uv", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
-    if uv is not None:
-        command = [uv, "pip", "install", "--python", sys.executable, "--link-mode", "copy", "--no-progress"]
+    own = Path(sys.executable).with_name("uv")
+    uv = own if own.is_file() else shutil.which("uv")
+    if uv:
+        command = [str(uv), "pip", "install", "--python", sys.executable, "--link-mode", "copy", "--no-progress"]
     else:
         command = [
             sys.executable,

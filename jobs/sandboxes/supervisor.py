@@ -61,7 +61,6 @@ class Supervisor:
             self.process = subprocess.Popen(  # noqa: ASYNC220  (a few milliseconds, once)
                 [sys.executable, "-s", "-m", "jobs.sandboxes.launcher", str(theirs.fileno())],
                 cwd=PROJECT,
-                env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(PROJECT)},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
