@@ -134,9 +134,9 @@ class Card:
     @classmethod
     def parse(cls, data: Any) -> Card:
         """The card in this JSON value. Raises InvalidCard, with a pointer to each fault."""
-        faults = list(_faults(data))[:MAX_FAULTS]
+        faults = {fault["pointer"]: fault for fault in _faults(data)}
         if faults:
-            raise InvalidCard(errors=faults)
+            raise InvalidCard(errors=list(faults.values())[:MAX_FAULTS])
         fields = {"slug": slugify(data["name"])[:SLUG_MAX_LENGTH].strip("-"), "kind": _kind(data), **data}
         fields["skills"] = _with_ids(fields.get("skills", []))
         return cls(**fields)
@@ -167,9 +167,10 @@ def _faults(data: Any) -> Iterator[FieldError]:
     if unstorable := list(_text_faults(data, "")):
         yield from unstorable  # and nothing more: such text breaks the checks below
         return
-    faults = [_from_jsonschema(error) for error in _VALIDATOR.iter_errors(data)]
-    if faults:
-        yield from faults
+    errors = list(_VALIDATOR.iter_errors(data))
+    if errors:
+        for error in errors:
+            yield from _from_jsonschema(error)
         return
     yield from _slug_faults(data)
     yield from _kind_faults(data)
@@ -192,34 +193,44 @@ def _text_faults(value: Any, pointer: str) -> Iterator[FieldError]:
             yield from _text_faults(inner, f"{pointer}/{index}")
 
 
-def _from_jsonschema(error: ValidationError) -> FieldError:
+def _from_jsonschema(error: ValidationError) -> Iterator[FieldError]:
     pointer = "".join(f"/{pointer_part(step)}" for step in error.absolute_path)
     wanted: Any = error.validator_value
     instance: Any = error.instance
-    # jsonschema quotes the whole value, which may be a megabyte of source.
+    schema: Any = error.schema
     match error.validator:
         case "required":
-            missing = next(name for name in wanted if name not in instance)
-            return {"pointer": f"{pointer}/{pointer_part(missing)}", "detail": "This is required"}
+            for name in wanted:
+                if name not in instance:
+                    yield {"pointer": f"{pointer}/{pointer_part(name)}", "detail": "This is required"}
         case "additionalProperties" if wanted is False:
-            schema: Any = error.schema
-            unknown = next(name for name in instance if name not in schema["properties"])
-            return {"pointer": f"{pointer}/{pointer_part(unknown)}", "detail": "There is no such field"}
+            for name in instance:
+                if name not in schema["properties"]:
+                    yield {"pointer": f"{pointer}/{pointer_part(name)}", "detail": "There is no such field"}
+        case _:
+            yield {"pointer": pointer, "detail": _sentence(error.validator, wanted, error.message)}
+
+
+def _sentence(keyword: Any, wanted: Any, message: str) -> str:
+    """What is wrong, without the value: jsonschema quotes all of it, and it may be a megabyte of source."""
+    match keyword:
         case "maxLength":
-            return {"pointer": pointer, "detail": f"Longer than {wanted:,} characters"}
+            return f"Longer than {wanted:,} characters"
         case "minLength":
-            return {"pointer": pointer, "detail": "This may not be empty"}
+            return "This may not be empty"
         case "maxItems" | "maxProperties":
-            return {"pointer": pointer, "detail": f"More than {wanted} entries"}
+            return f"More than {wanted} entries"
         case "type":
-            return {"pointer": pointer, "detail": f"This must be of type {wanted}"}
+            return f"This must be of type {wanted}"
         case "enum":
-            return {"pointer": pointer, "detail": f"Not one of {', '.join(map(str, wanted))}"}
+            return f"Not one of {', '.join(map(str, wanted))}"
         case "pattern" if wanted == REQUIREMENT_PATTERN:
-            return {"pointer": pointer, "detail": "A package name with version pins, such as httpx==0.28.1"}
+            return "Not a package name with version pins, such as httpx==0.28.1"
         case "pattern":
-            return {"pointer": pointer, "detail": f"This must match {wanted}"}
-    return {"pointer": pointer, "detail": error.message[:200]}
+            return f"This must match {wanted.replace(chr(92) + 'Z', '$')}"
+        case "uniqueItems":
+            return "Two entries are the same"
+    return message[:200]
 
 
 def _slug_faults(data: Mapping[str, Any]) -> Iterator[FieldError]:

@@ -197,7 +197,8 @@ def _conditions(filters: Filters, *, unavailable_too: bool = False) -> Q:
     if filters.kinds:
         conditions &= Q(current_version__kind__in=list(filters.kinds))
     if filters.slugs is not None:
-        conditions &= Q(slug__in=list(filters.slugs))
+        # An empty list would compile to no condition at all; no agent has an empty slug.
+        conditions &= Q(slug__in=list(filters.slugs) or [""])
     if not (unavailable_too or filters.unavailable_too) and (kinds := unavailable_kinds()):
         conditions &= ~Q(current_version__kind__in=kinds)
     return conditions

@@ -59,10 +59,11 @@ def embedded_parts(card: Card) -> list[PartText]:
 
 
 def lexical_parts(card: Card) -> list[str]:
-    """The texts whose words are counted, each with a cap of its own on how often a word counts."""
+    """The texts whose words are counted, each once and with a cap of its own on how often a word counts."""
     lead = "\n".join(filter(None, [_lead(card), card.summary]))
     tags = " ".join(card.tags)
-    return [text for text in (lead, tags, *card.examples[:MAX_EXAMPLES], *_skills(card)) if text]
+    texts = (lead, tags, *card.examples[:MAX_EXAMPLES], *_skills(card))
+    return list(dict.fromkeys(text for text in texts if text))
 
 
 def _lead(card: Card) -> str:

@@ -30,16 +30,18 @@ WORDS_MAX_DEVIATIONS = 8.0
 # The spread of cosines in ordinary registries is .06 to .1; in one of two agents it may be nothing.
 LEAST_SPREAD = 0.05
 
-# Each posting carries the text's length, so that ranking needs no second lookup per agent.
+# Each posting carries the text's length, so that ranking needs no second lookup per agent. The length counts every
+# repetition, the frequency only some: repeating words makes a card weaker, not stronger.
 WRITE_TERMS = """
 INSERT INTO agents_agentterm (agent_version_id, term, frequency, length)
-SELECT %(version)s, term, frequency, sum(frequency) OVER ()
+SELECT %(version)s, term, frequency, sum(occurrences) OVER ()
   FROM (
-    SELECT left(lexeme, %(max_chars)s) AS term,
-           sum(least(coalesce(array_length(positions, 1), 1), %(max_frequency)s)) AS frequency
-      FROM unnest(%(texts)s::text[]) AS part (text), unnest(to_tsvector('english', part.text))
+    SELECT left(lexeme, %(max_chars)s) AS term, sum(least(counted, %(max_frequency)s)) AS frequency,
+           sum(counted) AS occurrences
+      FROM unnest(%(texts)s::text[]) AS part (text), unnest(to_tsvector('english', part.text)),
+           coalesce(array_length(positions, 1), 1) AS counted
      GROUP BY 1
-  ) AS counted
+  ) AS word
 """
 
 # BM25 is computed here because ts_rank knows no document frequency (up to 33 points of recall@1 worse).

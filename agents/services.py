@@ -217,12 +217,11 @@ def _get_or_create(by: Caller, slug: str) -> Agent:
 
 
 def _lock(agent: Agent) -> Agent:
-    """The agent as it is now, kept from changing until the transaction ends."""
-    return (
-        Agent.objects.select_for_update(of=("self",))
-        .select_related("current_version", "project")
-        .get(id=agent.id)
-    )
+    """The agent as it is now, kept from changing until the transaction ends.
+
+    Its version is read by a statement of its own: a join would give the one from before the wait for the lock.
+    """
+    return Agent.objects.select_for_update().get(id=agent.id)
 
 
 def _own(by: Caller, slug: str) -> Agent:
