@@ -47,6 +47,7 @@ class Claimed:
     deadline_at: datetime | None
     parent_id: UUID | None
     budget: dict[str, Any] | None
+    seed: str  # of a job that continues another
     created_at: datetime
     due_at: datetime
     started_at: datetime
@@ -54,7 +55,7 @@ class Claimed:
 
 CLAIMED_COLUMNS = """
     id, project_id, agent_version_id, queue, task, input, attempt, last_seq, failed_count, lost_count, max_attempts,
-    timeout_seconds, deadline_at, parent_id, budget, created_at, greatest(created_at, run_at), attempt_started_at
+    timeout_seconds, deadline_at, parent_id, budget, seed, created_at, greatest(created_at, run_at), attempt_started_at
 """
 
 # `due` is MATERIALIZED as a fence: without it a LIMIT subquery may lock or update more rows than it returns.

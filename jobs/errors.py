@@ -53,6 +53,18 @@ class QuestionClosed(Conflict):
     code, title = "question_closed", "The question is closed"
 
 
+class JobNotRetryable(Conflict):
+    """Only a job that failed or was cancelled can be continued; `job_status` says what this one is."""
+
+    code, title = "job_not_retryable", "The job cannot be continued"
+
+
+class CheckpointNotFound(NotFound):
+    """The job's journal has no such entry with a durable end."""
+
+    code, title = "checkpoint_not_found", "There is no such checkpoint"
+
+
 class InvalidAnswer(ValidationFailed):
     """The answer does not fit the question's schema; `errors` points at what is wrong."""
 

@@ -130,6 +130,8 @@ class Job(models.Model):
     retried_from = models.ForeignKey(
         "self", on_delete=models.DO_NOTHING, null=True, blank=True, related_name="retries", db_index=False
     )
+    # What the agent's chance and idempotency keys are drawn from; empty: the id. A continued job keeps it.
+    seed = models.TextField(default="", blank=True, db_default="")
     tags = ArrayField(models.TextField(), default=list, blank=True)
     metadata = models.JSONField(default=dict, blank=True)
     webhook_url = models.TextField(default="", blank=True)
@@ -177,6 +179,9 @@ class Job(models.Model):
                 name="job_deadline_idx",
             ),
             models.Index(fields=["project", "queue"], condition=Q(status="running"), name="job_running_idx"),
+            models.Index(
+                fields=["retried_from"], condition=Q(retried_from__isnull=False), name="job_continued_idx"
+            ),
             models.Index(fields=["parent"], condition=Q(parent__isnull=False), name="job_parent_idx"),
             models.Index(
                 fields=["finished_at"], condition=Q(finished_at__isnull=False), name="job_finished_idx"

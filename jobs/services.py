@@ -24,6 +24,7 @@ from jobs.errors import (
     QuestionAlreadyAnswered,
     QuestionClosed,
     QuestionNotFound,
+    QueueFull,
     SeveralQuestionsOpen,
 )
 from jobs.models import InputFile, Job, Question
@@ -90,6 +91,8 @@ def submit(request: JobRequest, *, by: Caller, project: Project) -> Job:
         wrong = faults(request.input, birth.version.input_schema, at="/input")
         if wrong:
             raise InvalidInput(f"The input does not fit agent {birth.version.agent.slug}.", errors=wrong)
+    if birth.status != Job.Status.REJECTED:
+        _check_room(project)
     job = _insert(request, birth, by=by, project=project)
     InputFile.objects.bulk_create(
         InputFile(
@@ -106,6 +109,21 @@ def submit(request: JobRequest, *, by: Caller, project: Project) -> Job:
         wakeups.queues_filled(job.queue)
     wakeups.jobs_changed(job.id)
     return job
+
+
+def _check_room(project: Project) -> None:
+    """Raise QueueFull when the project has as many jobs queued or scheduled as it may."""
+    if project.max_queued is None:
+        return
+    # Locked, so that two submissions at once do not both take the last place.
+    project = Project.objects.select_for_update(no_key=True).get(id=project.id)
+    unstarted = Job.objects.filter(project=project, status__in=(Job.Status.QUEUED, Job.Status.SCHEDULED))
+    if project.max_queued is not None and unstarted[: project.max_queued].count() >= project.max_queued:
+        raise QueueFull(
+            f"The project may have {project.max_queued} jobs queued. Try again when some have started.",
+            headers={"Retry-After": "5"},
+            max_queued=project.max_queued,
+        )
 
 
 def _birth(request: JobRequest, *, by: Caller, project: Project) -> _Birth:
@@ -138,7 +156,7 @@ def _insert(request: JobRequest, birth: _Birth, *, by: Caller, project: Project)
         status=birth.status,
         status_reason=birth.reason,
         priority=request.priority,
-        sort_at=due - timedelta(seconds=Job.CREDIT_SECONDS[request.priority]),
+        sort_at=sort_time(due, request.priority),
         run_at=request.run_at,
         max_attempts=request.max_attempts,
         timeout_seconds=request.timeout_seconds,
@@ -195,6 +213,11 @@ def _ask_for_agent(cursor: Any, job: Job, candidates: Sequence[str]) -> None:
     )
     data = {"question_id": str(question.id), "key": question.key, "kind": question.kind}
     queries.append_event(cursor, job, "question.opened", message=question.prompt, data=data)
+
+
+def sort_time(due: datetime, priority: str) -> datetime:
+    """A job's place: when it is due, less its priority's credit."""
+    return due - timedelta(seconds=Job.CREDIT_SECONDS[priority])
 
 
 def database_time() -> datetime:

@@ -86,21 +86,13 @@ def log_line(job: claiming.Claimed, offset: int = 1, message: str = "hello") -> 
     )
 
 
-def step_row(job: claiming.Claimed, key: str, *, ended: bool, result: Any = None) -> StepRow:
+def step_row(
+    job: claiming.Claimed, key: str, *, ended: bool, result: Any = None, ordinal: int = 1, kind: str = "step"
+) -> StepRow:
     """A journal entry, begun or ended."""
     now = timezone.now()
-    return StepRow(
-        job.id,
-        job.attempt,
-        key,
-        1,
-        "step",
-        "",
-        False,
-        now,
-        now if ended else None,
-        json.dumps(result) if ended else None,
-    )
+    end = (now, json.dumps(result)) if ended else (None, None)
+    return StepRow(job.id, job.attempt, key, ordinal, kind, "", False, now, *end)
 
 
 def settlement(
