@@ -18,7 +18,8 @@ from websockets.sync.client import ClientConnection, connect
 
 from apikeys.models import Project
 from engine.database import direct_dsn
-from jobs import queries, wakeups
+from jobs import wakeups
+from jobs.claiming import Claimed
 from jobs.models import Attempt, Job
 from tests.jobs import claim_one, log_line, make_job, make_worker, settlement, write
 from tests.processes import Instance
@@ -47,7 +48,7 @@ class Talker:
 
     job: Job
     worker: UUID
-    claimed: queries.Claimed
+    claimed: Claimed
     said: int = 0  # lines
     sizes: list[int] = field(default_factory=list)
 
