@@ -216,6 +216,8 @@ if PRODUCTION and ENGINE_SANDBOX == "unsafe-subprocess":
     )
 # Read-only Python runtimes that local sandboxes see.
 ENGINE_RUNTIME_DIR = folder("ENGINE_RUNTIME_DIR", ENGINE_HOME / "runtime")
+# Jobs that ended longer ago are deleted with their files and events. 0: nothing is.
+ENGINE_RETENTION_DAYS = whole("ENGINE_RETENTION_DAYS", 0, least=0, most=36_500)
 # Sandboxes that a worker keeps ready, their interpreter started; each serves one attempt.
 ENGINE_WARM_SANDBOXES = whole("ENGINE_WARM_SANDBOXES", 2, least=0, most=100)
 # A worker whose heartbeat is older than this has lost its jobs.

@@ -346,7 +346,7 @@ def _make_partition(cursor: CursorWrapper, start: int) -> str:
     """Make the partition of one week unless it stands; its name, or '' if there was nothing to do."""
     cursor.execute("SELECT to_char(to_timestamp(%s) AT TIME ZONE 'UTC', 'IYYY_\"w\"IW')", [start])
     name = f"jobs_event_{cursor.fetchone()[0]}"
-    low, high = _first_id(start), _first_id(start + WEEK_SECONDS)
+    low, high = first_id(start), first_id(start + WEEK_SECONDS)
     cursor.execute("SELECT to_regclass(%s) IS NOT NULL", [name])
     if cursor.fetchone()[0]:
         return ""
@@ -363,7 +363,7 @@ def _make_partition(cursor: CursorWrapper, start: int) -> str:
     return name
 
 
-def _first_id(seconds: int) -> UUID:
+def first_id(seconds: int) -> UUID:
     """The smallest UUIDv7 of that second."""
     return UUID(int=(seconds * 1000) << 80)
 

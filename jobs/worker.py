@@ -24,9 +24,10 @@ import psycopg
 from django.conf import settings
 from django.db import DatabaseError, InterfaceError, connection
 
+from apikeys import services as keys
 from engine import __version__
 from engine.database import direct_dsn
-from jobs import claiming, loading, queries, services, wakeups
+from jobs import claiming, loading, queries, retention, services, wakeups
 from jobs.batch import AttemptKey
 from jobs.claiming import Claimed
 from jobs.execution import attempt, outcomes
@@ -36,14 +37,15 @@ from jobs.queries import WorkerLeaseLost
 from jobs.recorder import AttemptRecorder, Clock, Writer
 from jobs.sandboxes.base import Provider, ProviderHealth
 from jobs.settling import settlement
+from jobs.storage import StorageFailed
 
 log = logging.getLogger("engine.worker")
 
 POLL_SECONDS = 1.0  # wake-ups are hints (I7)
 SWEEP_SECONDS = 2.0
-PARTITION_SECONDS = 3600.0
 PROBE_SECONDS = 15.0  # between looks whether a sandbox can be had by now
 TICK_SECONDS = 0.5
+RETENTION_SECONDS = 3600.0
 LOOK_SECONDS = 0.05  # at least so long between surveys of the queues, however many hints come
 MOST_CLAIMED = 200  # a call: claiming the next ones overlaps with writing how the last ones ended
 RECONNECT_SECONDS = 1.0
@@ -159,7 +161,7 @@ class Incarnation:
         ticking = asyncio.create_task(self._tick())
         helpers = [
             asyncio.create_task(work)
-            for work in (self._claim(), self._maintain(), self._listen(), self._probe())
+            for work in (self._claim(), self._maintain(), self._listen(), self._probe(), self._forget())
         ]
         log.info("Worker %s serves queues %s with %s slots.", self.id, *self._about())
         try:
@@ -489,18 +491,30 @@ class Incarnation:
     # --- upkeep ---
 
     async def _maintain(self) -> None:
-        """What any worker does for all: sweep, promote, expire, partitions."""
-        partitions_at = 0.0
+        """What any worker does for all: sweep, promote, expire; each minute old counters; partitions."""
+        hour, minute = 0.0, time.monotonic()
         while True:
             try:
                 await self._sweep()
                 await self._on_time()
-                if time.monotonic() >= partitions_at:
+                if time.monotonic() >= minute:
+                    await self._in_database(keys.sweep)
+                    minute = time.monotonic() + 60
+                if time.monotonic() >= hour:
                     await self._in_database(queries.ensure_partitions)
-                    partitions_at = time.monotonic() + PARTITION_SECONDS
+                    hour = time.monotonic() + 3600
             except (DatabaseError, InterfaceError) as error:
                 log.warning("Upkeep waits for the database: %s", str(error).strip())
             await asyncio.sleep(SWEEP_SECONDS / 2 * random.uniform(0.8, 1.2))  # noqa: S311
+
+    async def _forget(self) -> None:
+        """Delete old jobs, each hour; apart from `_maintain`, since it may take long and nothing waits for it."""
+        while settings.ENGINE_RETENTION_DAYS:
+            try:
+                await self._in_database(retention.prune, settings.ENGINE_RETENTION_DAYS)
+            except (DatabaseError, InterfaceError, StorageFailed) as error:
+                log.warning("Old jobs are deleted another time: %s", str(error).strip())
+            await asyncio.sleep(RETENTION_SECONDS)
 
     async def _sweep(self) -> None:
         swept: queries.Swept = await self._in_database(queries.sweep)
