@@ -11,6 +11,7 @@ MAGIC = {
     b"\x89PNG\r\n": "a PNG image",
     b"\xff\xd8\xff": "a JPEG image",
     b"GIF8": "a GIF image",
+    b"PK\x03\x04": "a damaged Office or ZIP file",  # a sound one has been recognised before
     b"RIFF": "an audio, video or WebP file",
     b"\x1f\x8b": "a gzip archive",
     b"7z\xbc\xaf": "a 7-Zip archive",
@@ -89,7 +90,8 @@ def paste_or_sample(what: str, sample: Path) -> tuple[Path, str]:
         return sample, "sample"
     if not words or words <= NO | FILLER:
         raise UserError(
-            f"There is no {what} to work on.", remedy="Start a new job and attach the file to it."
+            f"There is nothing to work on: no {what} came.",
+            remedy="Start a new job and attach the file to it.",
         )
     pasted = Path("pasted.txt")
     pasted.write_text(answer.strip() + "\n", encoding="utf-8")

@@ -233,7 +233,7 @@ def numbers(column: pd.Series) -> pd.Series:
             plain = plain.str.replace(".", "", regex=False).str.replace(",", ".", regex=False)
         else:
             plain = plain.str.replace(",", "", regex=False)
-    return pd.to_numeric(plain, errors="coerce")
+    return pd.to_numeric(plain, errors="coerce").replace([np.inf, -np.inf], np.nan)
 
 
 def dates(column: pd.Series) -> pd.Series:

@@ -50,7 +50,7 @@ def load(table, plan, kinds, notes):
         data["y"] = numbers(frame[plan.y])
     if plan.group:
         data["group"] = one_spelling(frame[plan.group])
-    complete = data.replace([np.inf, -np.inf], np.nan).dropna()
+    complete = data.dropna()
     if len(complete) < len(data):
         notes.append(f"{len(data) - len(complete):,} rows lack a value and are left out")
     return complete

@@ -28,7 +28,7 @@ def profile(column):
 def about_numbers(filled):
     """Spread, outliers by Tukey's fences (1.5 interquartile ranges), and cells that are no numbers."""
     values = numbers(filled)
-    good = values.replace([np.inf, -np.inf], np.nan).dropna()
+    good = values.dropna()
     low, median, high = good.quantile([0.25, 0.5, 0.75])
     fences = low - 1.5 * (high - low), high + 1.5 * (high - low)
     outliers = good[(good < fences[0]) | (good > fences[1])]
@@ -39,7 +39,7 @@ def about_numbers(filled):
         "mean": tidy(good.mean()),
         "q75": tidy(high),
         "max": tidy(good.max()),
-        "std": tidy(good.std()),
+        "std": tidy(good.std(ddof=0)),
         "zeros": int((good == 0).sum()),
         "outliers": len(outliers) if high > low else 0,
         "outlier_examples": [tidy(value) for value in [outliers.min(), outliers.max()]]

@@ -127,9 +127,7 @@ def when(text, year):
     """A time as a naive datetime to the second (in UTC where the line names a zone); None where it is not one."""
     text = re.sub(r"(\d\d:\d\d:\d\d)[.,]\d+", r"\1", text)
     if re.fullmatch(r"\d{10}(\.\d+)?|\d{13}", text):  # seconds or milliseconds since 1970
-        return datetime.fromtimestamp(float(text) / (1000 if len(text) == 13 else 1), UTC).replace(
-            tzinfo=None
-        )
+        return datetime.fromtimestamp(int(text[:10]), UTC).replace(tzinfo=None)
     moment = None
     try:
         moment = datetime.fromisoformat(text.replace("/", "-"))

@@ -1,0 +1,114 @@
+"""What the shipped agents say about themselves, and that it finds them."""
+
+import ast
+import json
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.conf import settings
+
+from agents import discovery, indexing, services, shipped
+from agents.cards import Card
+from tests.agents import staff
+from tests.catalog import CARDS, in_sandbox_python
+
+TASKS = {
+    "review-sentiment": (
+        "Analyze the sentiment of customer reviews",
+        "What do our customers think about the new phone?",
+    ),
+    "csv-profiler": ("Are there missing values in my dataset?", "Profile sales.csv"),
+    "chart-maker": (
+        "Draw the number of visitors per country as bars",
+        "Visualize the data in this spreadsheet",
+    ),
+    "document-reader": ("Turn report.pdf into markdown", "Get the text out of a Word document"),
+    "log-analyser": (
+        "Why did the server crash last night? Logs are attached",
+        "Find the exceptions in app.log",
+    ),
+    "text-summariser": ("Make this long text shorter", "Extract the keywords from this paper"),
+}
+OTHER_TASKS = ("Book a flight to Paris", "Order pizza for the team", "Train a network to recognise faces")
+
+
+@pytest.fixture
+def registered(db: None) -> None:
+    """The catalog in the database, embedded with the real model."""
+    services.put_many(staff(), shipped.catalog(), lambda done, of: None)
+    assert indexing.complete(lambda done, of: None)
+
+
+def test_every_card_is_valid_and_says_enough_to_be_found() -> None:
+    assert len(CARDS) >= 6
+    for slug, fields in CARDS.items():
+        card = Card.parse(fields)
+        assert card.slug == slug
+        assert 3 <= len(card.examples) <= 5
+        assert len(card.skills) >= 2
+        assert all(skill["examples"] for skill in card.skills)
+        assert card.requirements == []
+        assert card.limits["memory_mb"] <= 2048
+        assert card.output_schema["required"]
+
+
+def test_agents_import_only_what_every_sandbox_has(tmp_path: Path) -> None:
+    names = sorted({name for card in CARDS.values() for name in foreign_imports(card["source"])})
+    program = f"import importlib.util, json; names = {names!r}\n" + (
+        "print(json.dumps([name for name in names if importlib.util.find_spec(name) is None]))"
+    )
+
+    assert in_sandbox_python(program, tmp_path) == []
+
+
+def foreign_imports(source: dict[str, str]) -> Iterator[str]:
+    """Packages that an agent imports and does not bring along."""
+    for name, text in source.items():
+        if name.endswith(".py"):
+            for node in ast.walk(ast.parse(text)):
+                modules: list[str] = []
+                if isinstance(node, ast.Import):
+                    modules = [alias.name for alias in node.names]
+                elif isinstance(node, ast.ImportFrom):
+                    modules = [node.module or ""]
+                roots = {module.partition(".")[0] for module in modules}
+                yield from (
+                    root
+                    for root in roots
+                    if f"{root}.py" not in source and root not in sys.stdlib_module_names
+                )
+
+
+def test_the_lock_of_the_sandbox_is_hashed_and_names_no_host() -> None:
+    lock = (settings.BASE_DIR / "requirements" / "sandbox.lock").read_text(encoding="utf-8")
+    pins = re.findall(r"^[\w.-]+==", lock, re.M)
+
+    assert "://" not in lock
+    assert len(pins) > 20
+    assert len(re.findall(r"--hash=sha256:", lock)) >= len(pins)
+
+
+@pytest.mark.usefixtures("registered")
+def test_a_task_in_plain_words_finds_its_agent() -> None:
+    found = {task: found_for(task) for tasks in TASKS.values() for task in tasks}
+
+    assert found == {task: ("match", slug) for slug, tasks in TASKS.items() for task in tasks}
+
+
+@pytest.mark.usefixtures("registered")
+def test_a_task_for_somebody_else_finds_no_agent() -> None:
+    assert [discovery.discover(staff(), task).decision for task in OTHER_TASKS] == ["none"] * len(OTHER_TASKS)
+
+
+def found_for(task: str) -> tuple[str, Any]:
+    """The decision, and the agent that ranks first."""
+    answer = discovery.discover(staff(), task)
+    return answer.decision, answer.results[0].version.agent.slug if answer.results else None
+
+
+def test_samples_are_small_enough_to_travel_with_each_version() -> None:
+    assert all(len(json.dumps(card["source"])) < 256 * 1024 for card in CARDS.values())
