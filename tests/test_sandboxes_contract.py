@@ -1,6 +1,8 @@
 """What every sandbox provider promises, whatever it is made of."""
 
 import asyncio
+import hashlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from jobs.sandboxes.base import (
     SandboxError,
     SandboxFileError,
     SandboxLost,
+    SandboxRefused,
     Stdout,
 )
 from tests.sandboxes import Run, Sandboxes, collect, local_provider, needs_bubblewrap, read, spec
@@ -160,6 +163,27 @@ for piece in (b'{"sp', b'lit": "', "é".encode()[:1], "é".encode()[1:], b'"}\\n
     run = sandboxes.program(code)
 
     assert run.records == [*({"n": n} for n in range(2000)), {"split": "é"}, {"two": 2}]
+
+
+def test_output_written_before_a_record_comes_before_it(sandboxes: Sandboxes) -> None:
+    code = RECORD + "for n in range(300): os.write(1, b'%d\\n' % n); record(n=n)"
+    seen: list[int] = []
+    behind: list[int] = []
+
+    def look(output: object) -> None:
+        if isinstance(output, Stdout):
+            seen.extend(map(int, output.data.split()))
+        elif isinstance(output, Record):
+            n = json.loads(output.line)["n"]
+            behind.extend([n] if n not in seen else [])
+
+    async def work(sandbox: Sandbox) -> None:
+        await sandbox.start(START)
+        await collect(sandbox, look)
+
+    sandboxes.with_sandbox(work, code)
+    assert len(seen) == 300
+    assert behind == []
 
 
 def test_stdout_can_never_pass_for_a_record(sandboxes: Sandboxes) -> None:
@@ -370,8 +394,6 @@ def test_a_large_workspace_is_restored_byte_for_byte(sandboxes: Sandboxes) -> No
 
     run = sandboxes.program(code, files={"workspace/big": big, "workspace/empty": b""})
 
-    import hashlib
-
     assert run.stdout.decode() == f"{hashlib.sha256(big).hexdigest()} True\n"
 
 
@@ -421,3 +443,9 @@ def test_a_ref_can_be_killed_by_name(sandboxes: Sandboxes) -> None:
         return await collect(sandbox)
 
     assert sandboxes.with_sandbox(work).reason == EndReason.KILLED
+
+
+@pytest.mark.parametrize("limits", [{"memory_mb": 1}, {"disk_mb": 0}, {"processes": 0}])
+def test_limits_that_nothing_can_run_in_are_refused(sandboxes: Sandboxes, limits: dict[str, int]) -> None:
+    with pytest.raises(SandboxRefused):
+        sandboxes.run(sandboxes.provider.open(spec("", **limits)))

@@ -36,6 +36,10 @@ class SandboxBusy(SandboxError):
     """The provider is at its limit for now: hand the job back, try later. No attempt is charged."""
 
 
+class SandboxRefused(SandboxError):
+    """This provider cannot give what the spec asks for, now or later: the agent or its limits must change."""
+
+
 class SandboxLost(SandboxError):
     """The sandbox is gone though nobody here closed it: a platform loss, not a failure of the agent."""
 
@@ -241,7 +245,7 @@ class Provider(ABC):
     async def open(self, spec: SandboxSpec) -> Sandbox:
         """A fresh sandbox with `spec.files` in place.
 
-        Raises SandboxUnavailable, SandboxBusy, RequirementsFailed or SandboxError.
+        Raises SandboxUnavailable, SandboxBusy, SandboxRefused, RequirementsFailed or SandboxError.
         """
 
     @abstractmethod

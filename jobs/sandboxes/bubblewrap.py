@@ -11,6 +11,7 @@ from pathlib import Path
 from .inside import GUEST, HOME
 from .launcher import SECCOMP
 from .limits import MEGABYTE
+from .runtime import make_readable
 
 READ_ONLY_FOLDERS = ("agent", "sdk", "inputs")
 WRITABLE_FOLDERS = ("workspace", "outputs")
@@ -81,6 +82,7 @@ def bwrap_of_wheel(runtime_folder: Path) -> Path | None:
         if libraries.is_dir():
             shutil.copytree(libraries, new / libraries.name)
         (new / source.name / "_bin" / "bwrap").chmod(0o755)
+        make_readable(new)
         shutil.rmtree(new) if target.exists() else new.rename(target)
     return copy
 

@@ -120,6 +120,7 @@ class Init:
             for descriptor in (self.go, self.warmed, self.wake):
                 os.close(descriptor)
             _signal.set_wakeup_fd(-1)
+            self.control.detach()  # its descriptor is closed with the others
             # Leaves through serve() and main(): an ordinary interpreter exit, with atexit and waiting threads.
             sys.exit(run_program(go_reader, warm_writer, self.warm))
         os.close(go_reader)
@@ -130,6 +131,7 @@ class Init:
         if self.started and not (self.interpreting and not self.program):
             return
         if not self.program:
+            self.warm = []  # nobody waits for the imports of a second one
             self.prepare_program()
             os.close(self.warmed)
         self.started, self.interpreting = True, plan["argv"] is None
@@ -274,7 +276,10 @@ def run_program(go: int, warm: int, modules: list[str]) -> int:
             __import__(name)
         except ImportError:  # the runtime is not ours to judge: the program will see the same error
             continue
-    os.write(warm, b"w")
+    try:  # noqa: SIM105  (contextlib is not loaded)
+        os.write(warm, b"w")
+    except BrokenPipeError:  # an interpreter that replaces another is not waited for
+        pass
     os.close(warm)
     with os.fdopen(go, "rb") as pipe:
         blob = pipe.read()
@@ -304,11 +309,12 @@ def take_place(plan: dict[str, Any]) -> None:
     os.closerange(REPLIES + 1, 256)
     _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
     _signal.signal(_signal.SIGINT, _signal.default_int_handler)
-    # New streams: the old ones know their descriptors as seekable. They live as long as the process. Line buffering,
-    # where a pipe would get blocks: somebody is watching the log.
-    sys.stdin = open(0, encoding="utf-8")  # noqa: SIM115
-    sys.stdout = open(1, "w", 1, encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
-    sys.stderr = open(2, "w", 1, encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
+    # New streams: the old ones know their descriptors as seekable. Line buffering, where a pipe would get blocks:
+    # somebody is watching the log. Not closing the descriptor spares a warning about unclosed files at the end.
+    sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
+    options: dict[str, Any] = {"encoding": "utf-8", "errors": "backslashreplace", "closefd": False}
+    sys.stdout = open(1, "w", 1, **options)  # noqa: SIM115
+    sys.stderr = open(2, "w", 1, **options)  # noqa: SIM115
     os.environ.update(plan["env"])
     os.environ.update(ENGINE_RECORDS=f"fd:{RECORDS}", ENGINE_REPLIES=f"fd:{REPLIES}")
     os.chdir(f"{HOME}/workspace")

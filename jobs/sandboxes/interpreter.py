@@ -136,7 +136,7 @@ def bundle(value: Any) -> dict[str, str]:
 def describe(error: BaseException) -> dict[str, str]:
     """Name, message and traceback of what the code threw, without this file's frames."""
     trace = error.__traceback__
-    while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
+    while trace is not None and trace.tb_frame.f_code.co_filename == describe.__code__.co_filename:
         trace = trace.tb_next
     lines = traceback.format_exception(type(error), error, trace)
     return {"name": type(error).__name__, "value": str(error)[:10_000], "traceback": "".join(lines)[-50_000:]}

@@ -40,11 +40,13 @@ from .base import (
     Record,
     RequirementsFailed,
     Sandbox,
+    SandboxBusy,
     SandboxError,
     SandboxFile,
     SandboxFileError,
     SandboxLost,
     SandboxOutput,
+    SandboxRefused,
     SandboxSpec,
     SandboxUnavailable,
     Stderr,
@@ -58,6 +60,7 @@ logger = logging.getLogger(__name__)
 
 WARM_IMPORTS = ("json", "typing", "datetime", "numpy", "pandas")
 WARM_SECONDS = 600.0  # a warm sandbox older than this is thrown away
+LEAST_MEMORY_MB = 32
 OPEN_SECONDS = 60.0  # a loaded machine is slow; a sandbox that takes longer will not come
 ANSWER_SECONDS = 60.0
 STOP_SECONDS = 3.0  # how long init may take to end a program before the launcher ends the sandbox
@@ -109,8 +112,9 @@ class LocalSandbox(Sandbox):
         """Make the five channels and init's standard error; returns the sandbox's ends, in the launcher's order."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.control = PacketSocket(ours, self._hear, self._silence)
-        readers, writers = zip(*(os.pipe() for _ in ("stdout", "stderr", "records")), strict=True)
-        self.pipes = Pipes(dict(zip(("stdout", "stderr", "records"), readers, strict=True)))
+        names = ("stdout", "stderr", "records")
+        readers, writers = zip(*(os.pipe() for _ in names), strict=True)
+        self.pipes = Pipes(dict(zip(names, readers, strict=True)))
         replies, self.reply_end = os.pipe()
         self.boot, boot = os.pipe()
         for end in (self.reply_end, self.boot):
@@ -118,12 +122,19 @@ class LocalSandbox(Sandbox):
         return [theirs.detach(), *writers, replies, boot]
 
     async def wait_ready(self) -> None:
-        """Until init is there. Raises SandboxError with what bubblewrap or init said."""
+        """Until init is there. Raises SandboxBusy, SandboxRefused or SandboxUnavailable, with what was said."""
         await first_of(self.ready, self.dead, seconds=OPEN_SECONDS)
-        if not self.ready.done():
-            how = self.dead.result() if self.dead.done() else None
-            said = self.last_words() or (how.error if how else "it did not start in time")
-            raise SandboxError(f"the sandbox could not be opened: {said.strip() or how}")
+        if self.ready.done():
+            return
+        if not self.dead.done():
+            raise SandboxBusy(f"the sandbox did not start in {OPEN_SECONDS:.0f} seconds")
+        how = self.dead.result()
+        if how.oom_kills:
+            raise SandboxRefused(f"a sandbox does not start in {self.limits.memory_mb} MB of memory")
+        if how.reason:
+            raise SandboxBusy(f"the sandbox could not be started: {how.error or how.reason}")
+        said = self.last_words().strip() or f"exit code {how.status}"
+        raise SandboxUnavailable(f"bubblewrap: {said}", remedy=bubblewrap.remedy_for(said))
 
     def last_words(self) -> str:
         """What bubblewrap or init wrote to their standard error."""
@@ -320,8 +331,8 @@ class LocalSandbox(Sandbox):
         if self.session is None:
             if self.started:
                 raise SandboxError("a program runs in this sandbox")
-            await self.start_program(None)
             self.session = interpreting.Session(self)
+            await self.start_program(None)
         return await self.session.run(code, timeout_seconds)
 
     # --- the end ---
@@ -447,10 +458,9 @@ class LocalProvider(Provider):
         try:
             if sys.platform != "linux":
                 raise SandboxUnavailable("local sandboxes need Linux", remedy=bubblewrap.NOT_LINUX)
-            self.host = await self._prepare()
+            host = await self._ensure_host()
             await probe.try_to_leave(self)
-            detail = f"bubblewrap, {self.host.ready.limits}"
-            self.health = ProviderHealth(True, self.name, detail)
+            self.health = ProviderHealth(True, self.name, f"bubblewrap, {host.ready.limits}")
             self._refill()
         except SandboxError as error:
             remedy = getattr(error, "remedy", "") or bubblewrap.remedy_for(str(error))
@@ -490,8 +500,12 @@ class LocalProvider(Provider):
     async def open_unchecked(self, spec: SandboxSpec) -> LocalSandbox:
         """`open` for the probe, which runs before the provider is called healthy."""
         if spec.limits.allow_hosts:
-            raise SandboxUnavailable(
-                "this agent needs the network, and local sandboxes have none", remedy="set ENGINE_SANDBOX=e2b"
+            raise SandboxRefused(
+                "the agent needs the network, which local sandboxes do not have: use ENGINE_SANDBOX=e2b"
+            )
+        if spec.limits.memory_mb < LEAST_MEMORY_MB or min(spec.limits.disk_mb, spec.limits.processes) < 1:
+            raise SandboxRefused(
+                f"no sandbox has so little: at least {LEAST_MEMORY_MB} MB of memory, 1 MB of disk"
             )
         layer = await self._layer(spec.requirements) if spec.requirements else None
         sandbox = None if layer else self._take_warm(spec.limits)
@@ -515,7 +529,7 @@ class LocalProvider(Provider):
         return sandbox
 
     async def _launch(self, limits: Limits, *, layer: Path | None = None, warm: bool = False) -> LocalSandbox:
-        host = await self._host()
+        host = await self._ensure_host()
         name = str(next(self.numbers))
         folder = host.scratch.path / name
         make_box(folder)
@@ -550,17 +564,24 @@ class LocalProvider(Provider):
                 os.close(descriptor)
         return sandbox
 
-    async def _host(self) -> "Host":
-        """The launcher, started again if something killed it."""
+    async def _ensure_host(self) -> "Host":
+        """What sandboxes stand on; made anew if something killed the launcher. Raises SandboxUnavailable."""
         async with self.starting:
-            if self.closed or self.host is None:
+            if self.closed:
                 raise SandboxUnavailable("the provider is closed")
-            if self.host.supervisor.gone:
-                logger.warning("the sandbox launcher died: starting a new one")
-                await self.host.supervisor.close()
-                self.host.scratch.release()
+            if self.host is not None and self.host.supervisor.gone:
+                logger.warning("The sandbox launcher died: starting a new one.")
+                await self._drop_host()
+            if self.host is None:
                 self.host = await self._prepare()
             return self.host
+
+    async def _drop_host(self) -> None:
+        if self.host is not None:
+            host, self.host = self.host, None
+            await host.supervisor.close()
+            await asyncio.to_thread(shutil.rmtree, host.scratch.path, ignore_errors=True)
+            host.scratch.release()
 
     def _exited(self, name: str, how: Exit) -> None:
         sandbox = self.sandboxes.pop(name, None)
@@ -617,7 +638,7 @@ class LocalProvider(Provider):
 
     async def _layer(self, requirements: Sequence[str]) -> Path:
         """The layer, built by the first who needs it; whoever is cancelled leaves the others their build."""
-        host = await self._host()
+        host = await self._ensure_host()
         key = tuple(requirements)
         building = self.layers.get(key)
         if building is None:
@@ -656,11 +677,7 @@ class LocalProvider(Provider):
             await asyncio.wait([self.refilling])
         await asyncio.gather(*(sandbox.close() for sandbox in list(self.sandboxes.values())))
         self.pool.clear()
-        if self.host is not None:
-            await self.host.supervisor.close()
-            await asyncio.to_thread(shutil.rmtree, self.host.scratch.path, ignore_errors=True)
-            self.host.scratch.release()
-            self.host = None
+        await self._drop_host()
         self.health = ProviderHealth(False, self.name, "closed")
 
 

@@ -96,9 +96,13 @@ class Pipes:
                 await self.readable()
 
     def read_now(self) -> list[tuple[str, bytes]]:
-        """At most one piece of each pipe that has one. Ends that are at their end are closed."""
+        """At most one piece of each pipe that has one. Ends that are at their end are closed.
+
+        Read from the last pipe to the first and given from the first to the last: what was written to an earlier pipe
+        before something was written to a later one also comes before it. (One read empties a pipe of 64 KB.)
+        """
         pieces = []
-        for name, end in list(self.ends.items()):
+        for name, end in reversed(list(self.ends.items())):
             try:
                 piece = os.read(end, CHUNK_BYTES)
             except BlockingIOError:
@@ -107,7 +111,7 @@ class Pipes:
                 pieces.append((name, piece))
             else:
                 os.close(self.ends.pop(name))
-        return pieces
+        return pieces[::-1]
 
     def close(self) -> None:
         """Stop reading, whoever is at it."""

@@ -183,7 +183,16 @@ def install(
     own = Path(sys.executable).with_name("uv")
     uv = own if own.is_file() else shutil.which("uv")
     if uv:
-        command = [str(uv), "pip", "install", "--python", sys.executable, "--link-mode", "copy", "--no-progress"]
+        command = [
+            str(uv),
+            "pip",
+            "install",
+            "--python",
+            sys.executable,
+            "--link-mode",
+            "copy",
+            "--no-progress",
+        ]
     else:
         command = [
             sys.executable,
