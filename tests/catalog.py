@@ -69,7 +69,8 @@ def run_agent(
 ) -> Run:
     """Run an agent to its end. Every answer is given to a new process, which replays the journal.
 
-    `files` are contents (bytes, text) or paths by the name that the agent sees. `resume`: start the last run in this home again, as after a crash.
+    `files` are contents (bytes, text) or paths, by the name that the agent sees. `resume` starts the last run
+    in this home again, as after a crash.
     """
     folder, source = home / "run", home / "agent"
     source.mkdir(parents=True, exist_ok=True)
