@@ -1,7 +1,7 @@
 """What callers may ask of jobs: submit, cancel, answer, look. One function, one transaction, ORM under a row lock."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -69,7 +69,7 @@ class JobRequest:
 
 
 @dataclass(frozen=True)
-class _Birth:
+class Birth:
     """How a job begins: its agent, its first state, and why."""
 
     version: AgentVersion | None
@@ -86,14 +86,11 @@ def submit(request: JobRequest, *, by: Caller, project: Project) -> Job:
     No fitting agent gives a `rejected` job, not an error. Raises AgentNotFound for a named agent that is not there and
     InvalidInput when `input` does not fit the agent's schema.
     """
-    birth = _birth(request, by=by, project=project)
-    if birth.version is not None:
-        wrong = faults(request.input, birth.version.input_schema, at="/input")
-        if wrong:
-            raise InvalidInput(f"The input does not fit agent {birth.version.agent.slug}.", errors=wrong)
+    birth = birth_of(request, by=by, project=project)
+    check_input(request, birth.version)
     if birth.status != Job.Status.REJECTED:
-        _check_room(project)
-    job = _insert(request, birth, by=by, project=project)
+        check_room(project)
+    job = insert(request, birth, by=by, project=project)
     InputFile.objects.bulk_create(
         InputFile(
             job=job,
@@ -111,14 +108,24 @@ def submit(request: JobRequest, *, by: Caller, project: Project) -> Job:
     return job
 
 
-def _check_room(project: Project) -> None:
-    """Raise QueueFull when the project has as many jobs queued or scheduled as it may."""
+def check_input(request: JobRequest, version: AgentVersion | None) -> None:
+    """Raise InvalidInput when `input` does not fit the agent's schema."""
+    wrong = faults(request.input, version.input_schema, at="/input") if version else []
+    if version and wrong:
+        raise InvalidInput(f"The input does not fit agent {version.agent.slug}.", errors=wrong)
+
+
+def check_room(project: Project, *, wanted: int = 1) -> None:
+    """Raise QueueFull when the project may not have so many more jobs queued or scheduled."""
     if project.max_queued is None:
         return
     # Locked, so that two submissions at once do not both take the last place.
     project = Project.objects.select_for_update(no_key=True).get(id=project.id)
     unstarted = Job.objects.filter(project=project, status__in=(Job.Status.QUEUED, Job.Status.SCHEDULED))
-    if project.max_queued is not None and unstarted[: project.max_queued].count() >= project.max_queued:
+    if (
+        project.max_queued is not None
+        and unstarted[: project.max_queued].count() + wanted > project.max_queued
+    ):
         raise QueueFull(
             f"The project may have {project.max_queued} jobs queued. Try again when some have started.",
             headers={"Retry-After": "5"},
@@ -126,24 +133,33 @@ def _check_room(project: Project) -> None:
         )
 
 
-def _birth(request: JobRequest, *, by: Caller, project: Project) -> _Birth:
+def scheduled_or_queued(birth: Birth, request: JobRequest) -> Birth:
+    """The same beginning for a request with a time of its own."""
+    if birth.status not in (Job.Status.SCHEDULED, Job.Status.QUEUED):
+        return birth
+    return replace(birth, status=Job.Status.SCHEDULED if request.run_at is not None else Job.Status.QUEUED)
+
+
+def birth_of(request: JobRequest, *, by: Caller, project: Project) -> Birth:
+    """Which agent does it, and so where the job begins. Raises AgentNotFound for a named one that is not there."""
     first = Job.Status.SCHEDULED if request.run_at is not None else Job.Status.QUEUED
     if request.agent:
         version = agents.resolve(by, request.agent)
-        return _Birth(version, first, explanation={"decision": "named", "agent": request.agent})
+        return Birth(version, first, explanation={"decision": "named", "agent": request.agent})
     found = discovery.discover(by, request.task)
     explanation = found.as_json()
     if not found.results:
-        return _Birth(None, Job.Status.REJECTED, "no_match", explanation)
+        return Birth(None, Job.Status.REJECTED, "no_match", explanation)
     if found.decision == "weak_match" and project.on_weak_match == "reject":
-        return _Birth(None, Job.Status.REJECTED, "weak_match", explanation)
+        return Birth(None, Job.Status.REJECTED, "weak_match", explanation)
     if found.decision == "weak_match" and project.on_weak_match == "ask":
         candidates = tuple(result.version.agent.slug for result in found.results)
-        return _Birth(None, Job.Status.WAITING_FOR_INPUT, "question", explanation, candidates)
-    return _Birth(found.results[0].version, first, explanation=explanation)
+        return Birth(None, Job.Status.WAITING_FOR_INPUT, "question", explanation, candidates)
+    return Birth(found.results[0].version, first, explanation=explanation)
 
 
-def _insert(request: JobRequest, birth: _Birth, *, by: Caller, project: Project) -> Job:
+def insert(request: JobRequest, birth: Birth, *, by: Caller, project: Project) -> Job:
+    """Insert a job with its first events."""
     now = database_time()
     due = max(now, request.run_at) if request.run_at else now
     job = Job(
@@ -170,7 +186,7 @@ def _insert(request: JobRequest, birth: _Birth, *, by: Caller, project: Project)
         created_by_key=by.key.id if by.key else None,
         created_at=now,
         finished_at=now if birth.status == Job.Status.REJECTED else None,
-        error=_rejection(birth) if birth.status == Job.Status.REJECTED else None,
+        error=rejection(birth) if birth.status == Job.Status.REJECTED else None,
         last_seq=1,
     )
     job.save(force_insert=True)
@@ -186,7 +202,8 @@ def _insert(request: JobRequest, birth: _Birth, *, by: Caller, project: Project)
     return job
 
 
-def _rejection(birth: _Birth) -> dict[str, Any]:
+def rejection(birth: Birth) -> dict[str, Any]:
+    """The error of a job that no agent fits."""
     nearest = [item["agent"] for item in (birth.explanation or {}).get("nearest", [])]
     return {
         "code": birth.reason,
