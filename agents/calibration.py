@@ -29,6 +29,8 @@ MAX_AGENTS_ON_REQUEST = 20_000
 # How much the words that agree, and the task's likeness to ordinary requests, count beside the meaning.
 COVERAGE_WEIGHT = 0.5
 NOVELTY_WEIGHT = 0.5
+# Gibberish resembles no ordinary request either: beyond this many deviations novelty says nothing more.
+MAX_NOVELTY = 2.0
 # In a registry of a few agents most background tasks share no word with any: no spread to divide by.
 LEAST_SPREAD = {"cosine": 0.04, "coverage": 0.25, "novelty": 0.02}
 
@@ -74,7 +76,7 @@ class Yardstick:
         return float(
             deviation["cosine"]
             + COVERAGE_WEIGHT * deviation["coverage"]
-            + NOVELTY_WEIGHT * deviation["novelty"]
+            + NOVELTY_WEIGHT * min(MAX_NOVELTY, deviation["novelty"])
         )
 
     def confidence(self, evidence: Evidence) -> float:

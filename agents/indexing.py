@@ -58,9 +58,10 @@ def prepare(cards: Iterable[Card]) -> Vectors:
 
 def index(version: AgentVersion, card: Card, vectors: Vectors) -> None:
     """Make a new current version findable in place of the one before. Call it in the transaction that stores it."""
-    replaced = AgentVersion.objects.filter(agent_id=version.agent_id).exclude(id=version.id)
-    AgentTerm.objects.filter(agent_version__in=replaced).delete()
-    AgentEmbedding.objects.filter(agent_version__in=replaced).delete()
+    if version.number > 1:
+        replaced = AgentVersion.objects.filter(agent_id=version.agent_id).exclude(id=version.id)
+        AgentTerm.objects.filter(agent_version__in=replaced).delete()
+        AgentEmbedding.objects.filter(agent_version__in=replaced).delete()
     queries.write_terms(version.id, lexical_parts(card))
     with connection.cursor() as cursor:
         cursor.execute(HOLD_ACTIVE_SPACE)

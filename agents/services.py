@@ -99,16 +99,16 @@ def version_of(agent: Agent, number: int) -> AgentVersion:
     return version
 
 
-def patch(by: Caller, slug: str, changes: dict[str, Any]) -> tuple[AgentVersion, bool]:
+def patch(by: Caller, slug: str, changes: Any) -> tuple[AgentVersion, bool]:
     """A new version with some fields of the card replaced. Raises as `put` does, AgentNotFound and AgentIsShared."""
     agent = _own(by, slug)
-    card = Card.of(current(agent)).as_json()
+    if not isinstance(changes, dict):
+        raise InvalidCard(
+            errors=[{"pointer": "", "detail": "This must be an object with the fields to replace"}]
+        )
     if changes.get("slug", slug) != slug:
-        changes = {
-            **changes,
-            "slug": 0,
-        }  # a slug is an agent's identity: the card check says so with a pointer
-    checked = Card.parse({**card, **changes})
+        raise InvalidCard(errors=[{"pointer": "/slug", "detail": "A slug cannot be changed"}])
+    checked = Card.parse({**Card.of(current(agent)).as_json(), **changes})
     if checked.content_hash() == current(agent).content_hash:
         return current(agent), False
     return _store(by, checked, indexing.prepare([checked]), agent=agent)
@@ -201,7 +201,6 @@ def _store(
     agent.save(update_fields=["current_version"])
     indexing.index(version, card, vectors)
     audit(by, "agent.registered", f"agent:{agent.slug}", project=agent.project, version=version.number)
-    version.refresh_from_db(fields=["created_at"])
     return version, True
 
 

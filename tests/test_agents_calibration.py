@@ -17,7 +17,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     taken: list[str] = []
     measure = calibration.measure
 
-    def counted(by, registry, space, known):  # type: ignore[no-untyped-def]  # as the original
+    def counted(by, registry, space, known):
         taken.append(space)
         return measure(by, registry, space, known)
 
@@ -25,7 +25,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return taken
 
 
-def fill(count: int, by=None, prefix: str = "agent"):  # type: ignore[no-untyped-def]  # a caller, made if there is none
+def fill(count: int, by=None, prefix: str = "agent"):
     by = by or member()
     register_all(by, [make_noop(f"{prefix}-{n}", f"Does number {n} of {prefix}") for n in range(count)])
     return by
