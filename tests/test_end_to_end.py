@@ -267,8 +267,11 @@ def test_a_worker_stopped_past_its_lease_can_write_nothing_more(site: Site) -> N
     assert [attempt["outcome"] for attempt in job["attempts"]] == ["lost", "completed"]
     assert client.lines(job_id)[-80:] == [f"line {number}" for number in range(80)]
     assert_history_is_sound(client, job_id)
-    alive = client.http.get("/api/v1/admin/workers", params={"state": "alive"}).json()["items"]
-    assert len(alive) == 2
+
+    def alive() -> int:
+        return len(client.http.get("/api/v1/admin/workers", params={"state": "alive"}).json()["items"])
+
+    eventually(lambda: alive() == 2, what="the stopped worker is back under a new id")
 
 
 def test_cancel_while_queued_waiting_and_running(site: Site) -> None:
@@ -319,12 +322,13 @@ def crash_database(instance: Instance) -> None:
 def test_a_drained_worker_hands_its_job_to_another_at_no_cost(site: Site) -> None:
     client = site.client
     first = site.worker("--grace", "1")
-    job_id = client.submit("stepper", input={"seconds": 4})
+    job_id = client.submit("stepper", input={"seconds": 12})
     client.said(job_id, "token")
-    site.worker()
 
     first.kill(signal.SIGTERM)
-    assert first.wait(seconds=10) == 0
+    assert first.wait(seconds=15) == 0
+    assert client.job(job_id)["status"] == "queued"
+    site.worker()
     job = client.until(job_id, "completed")
 
     assert [attempt["outcome"] for attempt in job["attempts"]] == ["handed_back", "completed"]
