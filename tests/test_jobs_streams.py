@@ -136,12 +136,14 @@ def test_without_any_notification_polling_finds_the_news(
 ) -> None:
     with socket(server, talker.job.id, secret=key.secret) as client:
         frames(client, until=talker.last)
-        talker.say(3, aloud=False)
-        started = time.monotonic()
+        talker.say()
+        frames(client, until=talker.last)  # the last hint there is
+        for _ in range(3):
+            started = time.monotonic()
+            talker.say(3, aloud=False)
+            frames(client, until=talker.last)
 
-        frames(client, until=talker.last)
-
-        assert took(started) < 5
+            assert took(started) < 5
 
 
 def test_a_stream_stays_open_while_the_job_waits_for_a_person(
@@ -304,13 +306,13 @@ def test_a_reader_that_does_not_read_costs_no_memory_and_holds_nobody_up(
     ):
         first = frames(quick, until=talker.last)
         before = memory_kb(program.pid)
-        for _ in range(40):  # 40 MB that the slow one does not take
+        for _ in range(20):  # 20 MB that the slow one does not take
             talker.say(500, size=2_000)
             first += frames(quick, until=talker.last)
         grown = memory_kb(program.pid) - before
         talker.end()
 
-        assert grown < 15_000
+        assert grown < 10_000
         assert [frame["seq"] for frame in first] == list(range(1, talker.last))
         assert [frame["seq"] for frame in frames(slow)] == list(range(1, talker.last + 1))
 
@@ -663,7 +665,7 @@ def test_slow_downloads_hold_no_thread(
 def test_streams_are_closed_in_order_when_the_server_stops(
     tmp_path: Path, key: KeyInHand, talker: Talker
 ) -> None:
-    server = Instance(tmp_path / "home", environment())
+    server = Instance(tmp_path / "home", {**environment(), "ENGINE_DRAIN_SECONDS": "1"})
     program = server.serve()
     try:
         with (
@@ -674,7 +676,7 @@ def test_streams_are_closed_in_order_when_the_server_stops(
             frames(client, until=2)
             events = sent_events(response)
             assert [next(events).id for _ in range(2)] == [1, 2]
-            headers = {"Authorization": f"Bearer {key.secret}", "Prefer": "wait=2"}
+            headers = {"Authorization": f"Bearer {key.secret}", "Prefer": "wait=30"}
             late.request("GET", f"/api/v1/jobs/{talker.job.id}", headers=headers)  # sent; not yet answered
             program.kill(signal.SIGTERM)
 
