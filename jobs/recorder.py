@@ -19,11 +19,13 @@ from uuid import UUID
 from django.db import DataError, IntegrityError, InterfaceError, OperationalError
 from uuid_utils.compat import uuid7
 
+from agents.queries import Run
 from jobs import batch, queries, wakeups
 from jobs.batch import ArtifactRow, AttemptKey, Batch, EventRow, ProgressRow, SandboxRow, Settlement, StepRow
 from jobs.claiming import Claimed
 from jobs.execution.outcomes import StepBegin, StepEnd, StoredArtifact
 from jobs.execution.ports import Journal, LeaseLostError
+from jobs.models import Attempt
 
 log = logging.getLogger("engine.worker")
 
@@ -81,6 +83,7 @@ class Writer:
         self._room.set()
         self._closed = False
         self.late_writes_refused = 0
+        self.runs: list[Run] = []  # for the agents' statistics; whoever takes them empties it
 
     def add(self, rows: int = 1, *, urgent: bool = False) -> Batch:
         """The batch to append to."""
@@ -146,6 +149,7 @@ class Writer:
         for waiter in waiters:
             if not waiter.done.done():
                 waiter.done.set_result(written.settled.get(waiter.key))
+        self.runs += _runs(taken, written)
         changed = {str(key[0]) for key in taken.attempts() - written.refused}
         if changed:
             wakeups.notifier.send(wakeups.JOB_CHANNEL, changed)
@@ -184,6 +188,21 @@ class Writer:
             settled={key: status for part in parts for key, status in part.settled.items()},
             queues=set().union(*(part.queues for part in parts)),
         )
+
+
+def _runs(taken: Batch, written: batch.Written) -> list[Run]:
+    """How runs that ended by the agent's own doing went."""
+    return [
+        Run(
+            row.agent_id,
+            row.outcome == Attempt.Outcome.COMPLETED,
+            (row.ended_at - row.started_at).total_seconds(),
+        )
+        for row in taken.settlements
+        if row.outcome in (Attempt.Outcome.COMPLETED, Attempt.Outcome.FAILED)
+        and row.agent_id is not None
+        and (row.job_id, row.attempt) in written.settled
+    ]
 
 
 def clean(value: Any) -> Any:

@@ -24,6 +24,7 @@ import psycopg
 from django.conf import settings
 from django.db import DatabaseError, InterfaceError, connection
 
+from agents.queries import record_runs
 from apikeys import services as keys
 from engine import __version__
 from engine.database import direct_dsn
@@ -497,6 +498,7 @@ class Incarnation:
             try:
                 await self._sweep()
                 await self._on_time()
+                await self._note_runs()
                 if time.monotonic() >= minute:
                     await self._in_database(keys.sweep)
                     minute = time.monotonic() + 60
@@ -527,6 +529,12 @@ class Incarnation:
             provider, _, ref = sandbox.partition(":")
             if provider == self.provider.name:
                 await self.provider.kill(ref)
+
+    async def _note_runs(self) -> None:
+        """Agents' statistics, apart from the batches: workers that end jobs of one agent would wait for each other."""
+        runs, self.writer.runs = self.writer.runs, []
+        if runs:
+            await self._in_database(record_runs, runs)
 
     async def _on_time(self) -> None:
         filled = await self._in_database(queries.promote)
