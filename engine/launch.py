@@ -22,6 +22,7 @@ from engine.steps import StepFailed, say, step
 from engine.supervisor import Child, Supervisor, die_with_parent
 
 READY_SECONDS = 60.0
+GIVE_UP_FAILURES = 2  # of one child, while we wait; it is still started again after that
 PREVIOUS_SECONDS = 45.0  # what a killed run left behind drains in this time
 WORKER_GRACE_SECONDS = 10.0
 MOST_LOG_BYTES = 20 * 1024 * 1024
@@ -55,11 +56,9 @@ def launch(*, sample: bool, end_with_parent: bool) -> None:
             trouble = wait_until_ready(supervisor)
         listener.close()  # the web process has it; the supervisor keeps a copy for its successor
         if not supervisor.signals:
-            if trouble:
-                say(f"\n{trouble}")
-            elif sample:
+            if sample and not trouble:
                 first_job(access)
-            introduce(access)
+            introduce(access, trouble)
         while not supervisor.signals:
             supervisor.watch()
             trim_logs(supervisor)
@@ -167,11 +166,14 @@ def children(listener: socket.socket, run: RunLock) -> list[Child]:
 
 
 def wait_until_ready(supervisor: Supervisor) -> str:
-    """Wait until jobs can run; else what is missing, part by part, with its remedy."""
+    """Wait until jobs can run, or nothing speaks for it; then what is missing, part by part, with its remedy."""
     deadline = time.monotonic() + READY_SECONDS
     trouble = ""
     with httpx.Client(base_url=local_url(), timeout=10) as client:
         while time.monotonic() < deadline and not supervisor.signals:
+            for child in supervisor.children:
+                if child.failures >= GIVE_UP_FAILURES:
+                    return f"{child.name} does not start: {child.last_words()}"
             supervisor.watch()
             try:
                 answer = client.get("/health/ready")
@@ -183,10 +185,10 @@ def wait_until_ready(supervisor: Supervisor) -> str:
                 if answer.is_success:
                     return ""
                 parts = answer.json()["parts"].items()
-                missing = [
-                    f"{name}: {part['detail']} {part['remedy']}" for name, part in parts if not part["ok"]
-                ]
-                trouble = "Jobs cannot run yet. " + " ".join(missing)
+                missing = [f"{part['detail']} {part['remedy']}" for _, part in parts if not part["ok"]]
+                trouble = " ".join(missing)
+                if "doctor" in trouble:  # a worker has looked and found no sandbox that works
+                    return trouble
             time.sleep(0.1)
     return trouble
 
@@ -217,12 +219,12 @@ def first_job(access: Access) -> None:
         done.touch()
 
 
-def introduce(access: Access) -> None:
+def introduce(access: Access, trouble: str) -> None:
     """How to go on from here."""
     url = settings.ENGINE_PUBLIC_URL
     password = access.password or "(as you changed it)"
     say(f"""
-Engine is ready.
+{f"Engine is up, but cannot run jobs yet. {trouble}" if trouble else "Engine is ready."}
   Dashboard  {url}/admin/    user {access.user}, password {password}
   API        {url}/api/docs
   Try it     curl -X POST {url}/api/v1/jobs -H "Authorization: Bearer {access.api_key}" \\

@@ -14,7 +14,9 @@ TASK = "Analyze the sentiment of customer reviews"
 FINAL = ("completed", "failed", "cancelled", "rejected")
 PATIENCE_SECONDS = 180.0
 PAUSE_SECONDS = 0.2
-MOST_RESULT_CHARACTERS = 1500
+# Events that are the agent's own words; the others say where the job stands.
+SHOWN_EVENTS = ("log", "job.progress", "artifact.created", "question.opened")
+MOST_VALUE_CHARACTERS = 90
 
 
 def run_sample_job(url: str, key: str, file: Path) -> str:
@@ -29,12 +31,15 @@ def run_sample_job(url: str, key: str, file: Path) -> str:
         job = checked(answer)
         say(f"  Job {job['id']}: {TASK}, with {file.name}")
         job = follow(client, job["id"])
-        say(f"  {job['status']}")
-        shown = job.get("result") if job["status"] == "completed" else job.get("error")
-        if shown is not None:
-            say(indented(json.dumps(shown, indent=2, ensure_ascii=False)[:MOST_RESULT_CHARACTERS]))
-        for artifact in checked(client.get(f"/api/v1/jobs/{job['id']}/artifacts"))["items"]:
-            say(f"  {artifact['name']}: {url}/api/v1/jobs/{job['id']}/artifacts/{artifact['id']}")
+        say(f"  {job['status'].capitalize()}. The {'result' if job['status'] == 'completed' else 'error'}:")
+        for name, value in (job.get("result") or job.get("error") or {}).items():
+            say(f"    {printable(name)}: {short(value)}")
+        artifacts = checked(client.get(f"/api/v1/jobs/{job['id']}/artifacts"))["items"]
+        say("  Artifacts:" if artifacts else "  No artifacts.")
+        for artifact in artifacts:
+            say(
+                f"    {printable(artifact['name'])}  {url}/api/v1/jobs/{job['id']}/artifacts/{artifact['id']}"
+            )
         return str(job["status"])
 
 
@@ -46,7 +51,7 @@ def follow(client: httpx.Client, job_id: str) -> dict[str, Any]:
         page = checked(client.get(f"/api/v1/jobs/{job_id}/logs", params={"after": after}))
         for event in page["items"]:
             after = event["seq"]
-            if event["message"]:
+            if event["type"] in SHOWN_EVENTS and event["message"]:
                 say(f"    {printable(event['message'])}")
         if job["status"] in FINAL and not page["items"]:
             return job
@@ -61,6 +66,7 @@ def checked(answer: httpx.Response) -> dict[str, Any]:
     return document
 
 
-def indented(text: str) -> str:
-    """A few lines under a heading."""
-    return "\n".join(f"    {line}" for line in text.splitlines())
+def short(value: Any) -> str:
+    """One line of JSON, cut where it gets long."""
+    line = printable(json.dumps(value, ensure_ascii=False))
+    return line if len(line) <= MOST_VALUE_CHARACTERS else f"{line[:MOST_VALUE_CHARACTERS]} …"

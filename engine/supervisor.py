@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
+from engine.logs import printable
+
 FIRST_BACKOFF, LONGEST_BACKOFF = 0.5, 30.0  # seconds before a child that died is started again
 STEADY_SECONDS = 60.0  # a child that lived so long starts over with the first backoff
 PR_SET_PDEATHSIG = 1
@@ -28,6 +30,7 @@ class Child:
     pass_fds: Sequence[int] = ()
     process: "subprocess.Popen[bytes] | None" = field(default=None, init=False)
     backoff: float = field(default=FIRST_BACKOFF, init=False)
+    failures: int = field(default=0, init=False)
     started: float = field(default=0.0, init=False)
     start_at: float = field(default=0.0, init=False)
 
@@ -45,6 +48,15 @@ class Child:
                 preexec_fn=die_with_parent(os.getpid()),
             )
         self.started = time.monotonic()
+
+    def last_words(self) -> str:
+        """The last line of its log."""
+        if self.log is None or not self.log.exists():
+            return ""
+        with self.log.open("rb") as file:
+            file.seek(max(0, self.log.stat().st_size - 4096))
+            lines = file.read().decode(errors="replace").split("\n")
+        return next((printable(line.strip()) for line in reversed(lines) if line.strip()), "")
 
     @contextlib.contextmanager
     def output(self) -> Iterator[IO[bytes] | None]:
@@ -103,9 +115,10 @@ class Supervisor:
             elif child.process.poll() is not None:
                 if now - child.started > STEADY_SECONDS:
                     child.backoff = FIRST_BACKOFF
+                child.failures += 1
                 self.say(
-                    f"{child.name} ended ({describe(child.process.returncode)}); "
-                    f"starting it again in {child.backoff:g} s.{f' Its log: {child.log}' if child.log else ''}"
+                    f"{child.name} ended ({describe(child.process.returncode)}), and is started again in "
+                    f"{child.backoff:g} s. {child.last_words()}".rstrip()
                 )
                 child.process, child.start_at = None, now + child.backoff
                 child.backoff = min(child.backoff * 2, LONGEST_BACKOFF)

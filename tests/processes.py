@@ -127,6 +127,12 @@ class Instance:
         self.programs.append(program)
         return program
 
+    def run(self, name: str, script: str) -> Program:
+        """Start a Python script in this instance's environment."""
+        log = self.logs / f"{len(self.programs)}-{name}.log"
+        self.programs.append(Program(name, [sys.executable, "-c", script], self.env, log))
+        return self.programs[-1]
+
     def serve(self, *arguments: str) -> Program:
         """Start a web process on a free port; `url` is then its address."""
         program = self.start("serve", "--port", "0", *arguments)
@@ -139,12 +145,14 @@ class Instance:
 
     def ready(self, *, seconds: float = READY_SECONDS) -> None:
         """Return once jobs can run."""
-        with httpx.Client() as client:
-            eventually(
-                lambda: client.get(f"{self.url}/health/ready").status_code == 200,
-                seconds=seconds,
-                what="/health/ready",
-            )
+
+        def answers() -> bool:
+            try:
+                return httpx.get(f"{self.url}/health/ready").is_success
+            except httpx.TransportError:  # between two web processes
+                return False
+
+        eventually(answers, seconds=seconds, what="/health/ready")
 
     def key(self, *scopes: str, project: str = "default") -> str:
         """A new key's secret."""

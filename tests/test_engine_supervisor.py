@@ -55,7 +55,7 @@ def test_a_child_that_dies_is_started_again_and_said_so(tmp_path, supervise, lin
     eventually(lambda: supervisor.watch() or pid_of(child) not in (0, first))
 
     assert "killed by SIGKILL" in lines[0]
-    assert str(child.log) in lines[0]
+    assert "again" in lines[0]
 
 
 def test_a_child_that_keeps_dying_is_started_ever_more_rarely(tmp_path, supervise, lines):

@@ -1,0 +1,186 @@
+"""What `manage.py doctor` looks at: each part that Engine needs, whether it works, and the line that fixes it."""
+
+import asyncio
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+
+import psycopg
+from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
+from django.core.files.base import ContentFile
+from django.core.files.storage import storages
+from django.db import DatabaseError, InterfaceError, connection
+from django.utils import timezone
+
+from agents import embeddings
+from engine import health
+from engine.database import direct_dsn
+from engine.errors import EngineError
+from engine.installation import is_embedded
+from jobs.sandboxes.registry import provider_from_settings
+
+OLDEST_POSTGRES = 150_000  # server_version_num: unique constraints with NULLS NOT DISTINCT
+LEAST_FREE_BYTES = 2 * 1024**3
+MOST_CLOCK_DRIFT = timedelta(seconds=2)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One part. `remedy` is a command or a setting; it is there when the part does not work."""
+
+    part: str
+    ok: bool
+    detail: str
+    remedy: str = ""
+
+
+def findings() -> Iterator[Finding]:
+    """Each part in turn; one that fails does not keep the others from being looked at."""
+    for part, look in PARTS.items():
+        try:
+            yield look(part)
+        except (DatabaseError, InterfaceError, psycopg.Error) as error:
+            yield Finding(part, False, first_line(error), "start PostgreSQL, or set DATABASE_URL")
+        except ImproperlyConfigured as error:
+            yield Finding(part, False, str(error), "see the message")
+
+
+def database(part: str) -> Finding:
+    """Version, pgvector and durability."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT current_setting('server_version'), current_setting('server_version_num')::int, "
+            "current_setting('fsync'), "
+            "current_setting('synchronous_commit'), current_setting('full_page_writes'), "
+            "(SELECT max(version) FROM pg_available_extension_versions WHERE name = 'vector')"
+        )
+        version, number, fsync, commit, pages, vector = cursor.fetchone()
+    where = "embedded" if is_embedded() else "from DATABASE_URL"
+    detail = f"PostgreSQL {version} ({where}), pgvector {vector or 'missing'}"
+    if number < OLDEST_POSTGRES:
+        return Finding(part, False, detail, "use PostgreSQL 15 or later")
+    if vector is None:
+        return Finding(part, False, detail, "install pgvector on the database server")
+    if "off" in (fsync, commit, pages):
+        remedy = "switch fsync, full_page_writes and synchronous_commit on: a crash loses jobs now"
+        return Finding(part, False, detail, remedy)
+    return Finding(part, True, detail)
+
+
+def tables(part: str) -> Finding:
+    """Whether every migration has run."""
+    missing = not health.migrations()["ok"]
+    return Finding(
+        part,
+        not missing,
+        "missing" if missing else "up to date",
+        "python manage.py migrate" if missing else "",
+    )
+
+
+def clock(part: str) -> Finding:
+    """How far this machine's clock is from the database's, which is the one that counts."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT clock_timestamp()")
+        drift = abs(cursor.fetchone()[0] - timezone.now())
+    detail = f"{drift.total_seconds():.1f} s apart from the database's"
+    return Finding(
+        part, drift < MOST_CLOCK_DRIFT, detail, "" if drift < MOST_CLOCK_DRIFT else "synchronise it by NTP"
+    )
+
+
+def notifications(part: str) -> Finding:
+    """Whether LISTEN works on the direct connection; a pooler in transaction mode swallows it."""
+    with psycopg.connect(direct_dsn(), autocommit=True) as listener, connection.cursor() as cursor:
+        listener.execute("LISTEN engine_doctor")
+        cursor.execute("SELECT pg_notify('engine_doctor', '')")
+        heard = next(listener.notifies(timeout=2, stop_after=1), None) is not None
+    if heard:
+        return Finding(part, True, "heard")
+    remedy = "set ENGINE_DIRECT_DATABASE_URL to the database itself, past the pooler"
+    return Finding(part, False, "not heard: jobs start up to a second later, live logs lag", remedy)
+
+
+def sandbox(part: str) -> Finding:
+    """Open a sandbox, and let a program in it try to leave."""
+
+    async def probe() -> Finding:
+        provider = provider_from_settings()
+        try:
+            found = await provider.start()
+        finally:
+            await provider.close()
+        return Finding(part, found.ok, f"{found.name}: {found.detail}", found.remedy)
+
+    return asyncio.run(probe())
+
+
+def embedder(part: str) -> Finding:
+    """Whether the model that discovery reads tasks with answers."""
+    try:
+        vector = embeddings.configured().embed_query("Analyze the sentiment of customer reviews")
+    except EngineError as error:
+        remedy = (
+            "make install"
+            if settings.ENGINE_EMBEDDER == "local"
+            else "check ENGINE_EMBEDDER and its variables"
+        )
+        return Finding(part, False, error.detail, remedy)
+    return Finding(part, True, f"{settings.ENGINE_EMBEDDER}, {len(vector)} dimensions")
+
+
+def storage(part: str) -> Finding:
+    """Write, read and delete a file where artifacts go."""
+    artifacts = storages["artifacts"]
+    try:
+        name = artifacts.save("doctor", ContentFile(b"well"))
+        with artifacts.open(name) as file:
+            same = file.read() == b"well"
+        artifacts.delete(name)
+    except OSError as error:
+        return Finding(part, False, first_line(error), "make the artifacts' storage writable")
+    return Finding(part, same, type(artifacts).__name__, "" if same else "the storage returns other bytes")
+
+
+def disk(part: str) -> Finding:
+    """Room under ENGINE_HOME."""
+    free = shutil.disk_usage(settings.ENGINE_HOME).free
+    enough = free >= LEAST_FREE_BYTES
+    detail = f"{free / 1024**3:.1f} GB free under {settings.ENGINE_HOME}"
+    return Finding(part, enough, detail, "" if enough else "make room, or move ENGINE_HOME")
+
+
+def workers(part: str) -> Finding:
+    """Whether somebody runs jobs."""
+    found = health.workers()
+    return Finding(
+        part, found["ok"], found.get("detail", "at least one can run jobs"), found.get("remedy", "")
+    )
+
+
+def model_api(part: str) -> Finding:
+    """Whether agents that think with a model can run; they are not needed."""
+    if settings.OPENAI_API_KEY or settings.OPENAI_BASE_URL:
+        return Finding(part, True, settings.OPENAI_BASE_URL or "OpenAI")
+    return Finding(part, True, "none: agents of kind llm are not offered (OPENAI_API_KEY)")
+
+
+PARTS: dict[str, Callable[[str], Finding]] = {
+    "database": database,
+    "tables": tables,
+    "clock": clock,
+    "notifications": notifications,
+    "sandbox": sandbox,
+    "embedder": embedder,
+    "artifacts": storage,
+    "disk": disk,
+    "workers": workers,
+    "model API": model_api,
+}
+
+
+def first_line(error: BaseException) -> str:
+    """The gist of a driver's message."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
