@@ -291,11 +291,11 @@ class Incarnation:
 
     async def _give_back_unknown(self, key: AttemptKey) -> None:
         """A claim whose reply was lost: nothing ran, nothing was written, so the job goes back as it was."""
-        claimed = await self._in_database(claiming.claimed_again, self.id, *key)
+        claimed = await self._in_database(loading.claimed_again, self.id, *key)
         if claimed is not None and key not in self.running:
-            await self._settle(
-                self._recorder(claimed), claimed, None, outcomes.HandedBack("its claim was lost")
-            )
+            job, agent = claimed
+            entry = Running(job, agent, self._recorder(job), AttemptControl())
+            await self._settle(entry, outcomes.HandedBack("its claim was lost"))
 
     async def _tick(self) -> None:
         """Show the heartbeat that the loop lives, and stop in time when the lease cannot be renewed."""

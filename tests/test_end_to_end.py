@@ -89,10 +89,10 @@ class Client:
     def until(self, job_id: str, *statuses: str, seconds: float = 60) -> dict[str, Any]:
         """The job once it has one of these statuses; a final one it should not have fails at once."""
 
-        def there() -> dict[str, Any] | None:
+        def there() -> dict[str, Any]:
             job = self.job(job_id)
             assert job["status"] in statuses or job["status"] not in FINAL, job
-            return job if job["status"] in statuses else None
+            return job if job["status"] in statuses else {}
 
         return eventually(there, seconds=seconds, what=f"job {job_id} becomes {statuses}")
 

@@ -39,7 +39,7 @@ def test_jobs_submitted_together_are_as_if_submitted_one_by_one() -> None:
     together = submit(request(**fields), request(run_at=later))
     alone = services.submit(request(**fields), by=make_caller(), project=make_project())
 
-    first, second = (Job.objects.get(id=item.id) for item in together)
+    first, second = (Job.objects.get(id=str(item.id)) for item in together)
     for name in (
         "status",
         "priority",

@@ -549,7 +549,7 @@ def test_claims_read_no_more_rows_than_they_take_however_long_the_queue() -> Non
     with connection.cursor() as cursor:
         cursor.execute("SET enable_seqscan = off")
         seen = claiming.survey("default")
-        params = {
+        params: dict[str, Any] = {
             "worker_id": make_worker(),
             "queue": "default",
             "limit": 1,

@@ -49,7 +49,7 @@ def test_old_jobs_go_with_their_files_and_young_and_unfinished_ones_stay() -> No
     assert (pruned.jobs, pruned.files) == (1, 1)
     assert set(Job.objects.values_list("id", flat=True)) == {young.id, queued.id}
     for rows in (Event, Step, Attempt, Artifact):
-        assert not rows.objects.filter(job_id=old.id).exists()  # type: ignore[attr-defined]
+        assert not rows.objects.filter(job_id=old.id).exists()
     assert not storages["artifacts"].exists(file)
     assert storages["artifacts"].exists(Artifact.objects.get(job=young).storage_key)
 
