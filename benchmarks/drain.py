@@ -31,7 +31,9 @@ def floor(jobs: int) -> float:
     """Jobs a second of a bare claim-and-complete loop."""
     with psycopg.connect(direct_dsn(), autocommit=True) as link:
         link.execute("DROP TABLE IF EXISTS bench_floor")
-        link.execute("CREATE TABLE bench_floor (id bigserial PRIMARY KEY, status text NOT NULL DEFAULT 'queued')")
+        link.execute(
+            "CREATE TABLE bench_floor (id bigserial PRIMARY KEY, status text NOT NULL DEFAULT 'queued')"
+        )
         link.execute("CREATE INDEX ON bench_floor (id) WHERE status = 'queued'")
         link.execute("INSERT INTO bench_floor SELECT FROM generate_series(1, %s)", [jobs])
         link.execute("VACUUM ANALYZE bench_floor")
@@ -87,7 +89,9 @@ def main() -> None:
     bare_again = floor(options.jobs)
     assert Event.objects.filter(type="job.completed").count() == options.jobs
     print(f"{'floor':<28}{bare:>10,.0f} jobs/s, again {bare_again:,.0f}")
-    print(f"{'engine, one worker':<28}{ours:>10,.0f} jobs/s, {ours / ((bare + bare_again) / 2):.2f} of the floor")
+    print(
+        f"{'engine, one worker':<28}{ours:>10,.0f} jobs/s, {ours / ((bare + bare_again) / 2):.2f} of the floor"
+    )
 
 
 if __name__ == "__main__":

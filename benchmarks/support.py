@@ -34,7 +34,9 @@ def fresh_tables() -> None:
     """Every table there and empty. Only for a home made for benchmarks: it deletes all jobs."""
     call_command("migrate", verbosity=0)
     with connection.cursor() as cursor:
-        cursor.execute("TRUNCATE jobs_job, jobs_worker, jobs_event, jobs_attempt, jobs_step, jobs_minutestat CASCADE")
+        cursor.execute(
+            "TRUNCATE jobs_job, jobs_worker, jobs_event, jobs_attempt, jobs_step, jobs_minutestat CASCADE"
+        )
     queries.ensure_partitions()
 
 
