@@ -129,6 +129,7 @@ class Incarnation:
         self.running: dict[AttemptKey, Running] = {}
         self._beats = Beats()
         self._held_unknown: set[AttemptKey] = set()
+        self._giving_back: set[asyncio.Task[None]] = set()
         self._pool = ThreadPoolExecutor(DATABASE_THREADS, thread_name_prefix="database")
         self._look = asyncio.Event()  # there may be something to claim
         self._drain_started = asyncio.Event()
@@ -284,7 +285,9 @@ class Incarnation:
         unknown = beat.held.keys() - self.running.keys()
         # Seen twice: a claim whose reply is still on its way is known by the second beat, a lost one is not.
         for key in unknown & self._held_unknown:
-            self._loop.create_task(self._give_back_unknown(key))
+            task = self._loop.create_task(self._give_back_unknown(key))
+            self._giving_back.add(task)  # the loop itself keeps tasks by weak references
+            task.add_done_callback(self._giving_back.discard)
         self._held_unknown = unknown
         if beat.drain:
             self.drain()
@@ -620,9 +623,9 @@ class Incarnation:
 
 async def _first(*happenings: asyncio.Event | asyncio.Task[None], seconds: float | None = None) -> None:
     """Wait for whichever comes first; tasks among them go on."""
-    waits = {
-        item if isinstance(item, asyncio.Task) else asyncio.ensure_future(item.wait()) for item in happenings
-    }
+    waits: set[asyncio.Future[Any]] = set()
+    for item in happenings:
+        waits.add(item if isinstance(item, asyncio.Task) else asyncio.create_task(item.wait()))
     await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
     await _cancel(*waits.difference(happenings))
 
