@@ -623,11 +623,10 @@ class Incarnation:
 
 async def _first(*happenings: asyncio.Event | asyncio.Task[None], seconds: float | None = None) -> None:
     """Wait for whichever comes first; tasks among them go on."""
-    waits: set[asyncio.Future[Any]] = set()
-    for item in happenings:
-        waits.add(item if isinstance(item, asyncio.Task) else asyncio.create_task(item.wait()))
-    await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-    await _cancel(*waits.difference(happenings))
+    tasks = [item for item in happenings if isinstance(item, asyncio.Task)]
+    waits = [asyncio.create_task(item.wait()) for item in happenings if isinstance(item, asyncio.Event)]
+    await asyncio.wait([*tasks, *waits], timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    await _cancel(*waits)
 
 
 async def _cancel(*tasks: asyncio.Future[Any]) -> None:
