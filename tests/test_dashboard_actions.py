@@ -278,6 +278,34 @@ def test_cancelling_needs_its_permission_and_a_post(browser: Client) -> None:
     assert job.cancel_requested_at is None
 
 
+def test_a_failed_job_is_retried_as_a_new_one(browser: Client) -> None:
+    job = make_job()
+    browser.post(f"/admin/jobs/job/{job.id}/cancel/")
+    assert "Retry" in browser.get(f"/admin/jobs/job/{job.id}/").content.decode()
+
+    reply = browser.post(f"/admin/jobs/job/{job.id}/retry/")
+
+    new = Job.objects.get(retried_from=job)
+    assert reply.headers["Location"] == f"/admin/jobs/job/{new.id}/"
+    assert new.created_by == "user:ada"
+
+
+def test_a_completed_job_is_not_retried(browser: Client) -> None:
+    job = completed()
+
+    reply = browser.post(f"/admin/jobs/job/{job.id}/retry/", follow=True)
+
+    assert "The job is completed." in reply.content.decode()
+    assert not Job.objects.filter(retried_from=job).exists()
+
+
+def test_retrying_needs_its_permission() -> None:
+    job = make_job()
+    viewer = signed_in(make_person("bob", "jobs.view_job"))
+
+    assert viewer.post(f"/admin/jobs/job/{job.id}/retry/").status_code == 403
+
+
 def test_forms_of_other_sites_are_refused() -> None:
     job = make_job()
     strict = Client(enforce_csrf_checks=True)

@@ -81,6 +81,7 @@ class JobAdmin(ListAdmin):
             path(job, own(job_page.job_page), name="jobs_job_change"),
             path(f"{job}parts/", own(job_page.job_parts), name="jobs_job_parts"),
             path(f"{job}cancel/", own(job_page.cancel), name="jobs_job_cancel"),
+            path(f"{job}retry/", own(job_page.retry), name="jobs_job_retry"),
             path(f"{job}questions/<uuid:question_id>/", own(job_page.answer), name="jobs_job_answer"),
             path(f"{job}log.txt", own(files.log_text), name="jobs_job_log"),
             path(f"{job}events.ndjson", own(files.raw_events), name="jobs_job_events"),

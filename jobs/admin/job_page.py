@@ -14,7 +14,7 @@ from apikeys.scopes import Scope
 from engine.dashboard.access import acting
 from engine.dashboard.live import parts
 from engine.errors import EngineError, NotFound
-from jobs import services
+from jobs import continuing, services
 from jobs.admin.answer_forms import AnswerForm
 from jobs.admin.previews import previews
 from jobs.errors import InvalidAnswer
@@ -28,6 +28,7 @@ PARTS = {
     "job-facts": "jobs/job/facts.html",
     "job-history": "jobs/job/history.html",
 }
+RETRYABLE = (Job.Status.FAILED, Job.Status.CANCELLED)
 # What one page shows of each; the raw events have the rest.
 MOST_ATTEMPTS, MOST_STEPS, MOST_QUESTIONS, MOST_ARTIFACTS = 50, 200, 50, 200
 
@@ -64,6 +65,21 @@ def cancel(request: HttpRequest, job_id: UUID) -> HttpResponse:
             else "The job is being stopped. That takes a few seconds.",
         )
     return redirect("admin:jobs_job_change", job_id)
+
+
+@require_POST
+def retry(request: HttpRequest, job_id: UUID) -> HttpResponse:
+    """A new job that goes on where this one stopped."""
+    by = acting(request, Scope.JOBS_WRITE)
+    try:
+        job = continuing.retry(job_id, by=by)
+    except NotFound as error:
+        raise Http404 from error
+    except EngineError as error:
+        messages.error(request, error.detail)
+        return redirect("admin:jobs_job_change", job_id)
+    messages.success(request, "This is a new job: it goes on where the other one stopped.")
+    return redirect("admin:jobs_job_change", job.id)
 
 
 @require_POST
@@ -137,7 +153,9 @@ def _context(request: HttpRequest, job: Job, *, form: AnswerForm | None = None) 
         "input_files": list(job.input_files.order_by("name")),
         "children": list(Job.objects.filter(parent=job).order_by("id")[:50]),
         "may_answer": by.may(Scope.JOBS_RESPOND),
+        "may_submit": by.may(Scope.JOBS_WRITE),
         "may_cancel": by.may(Scope.JOBS_WRITE) and not job.is_final and job.cancel_requested_at is None,
+        "may_retry": by.may(Scope.JOBS_WRITE) and job.status in RETRYABLE and job.agent_version_id,
     }
 
 

@@ -53,8 +53,9 @@
       const symbol = control.querySelector(".material-symbols-outlined:last-child") || control;
       const name = names[symbol.textContent.trim()];
       if (!name) return;
+      const text = symbol === control ? "" : control.innerText.replace(symbol.textContent, "").trim();
       control.setAttribute("role", "button");
-      control.setAttribute("aria-label", name);
+      control.setAttribute("aria-label", text ? `${text.replace(/\s+/g, " ")}: ${name}` : name);
       control.tabIndex = 0;
       control.addEventListener("keydown", (event) => {
         if (event.key !== "Enter" && event.key !== " ") return;
@@ -62,7 +63,8 @@
         control.click();
       });
     });
-    document.getElementById("content")?.setAttribute("role", "main");
+    (document.getElementById("content") || document.getElementById("page"))?.setAttribute("role", "main");
+    document.getElementById("header-inner")?.setAttribute("role", "banner");
   }
 
   document.addEventListener("change", (event) => {
