@@ -228,6 +228,11 @@ if ENGINE_HEARTBEAT_SECONDS * 2 > ENGINE_LEASE_SECONDS:
         "ENGINE_HEARTBEAT_SECONDS must be at most half of ENGINE_LEASE_SECONDS, or one late heartbeat loses all."
     )
 
+# Places at which this process dies, fails or hangs, for tests (jobs/failpoints.py).
+ENGINE_FAILPOINT = text("ENGINE_FAILPOINT")
+if PRODUCTION and ENGINE_FAILPOINT:
+    raise ImproperlyConfigured("ENGINE_FAILPOINT is for tests: unset it where ENGINE_ENV=production.")
+
 # --- outside services; each is used only if its variable is set ---
 
 E2B_API_KEY = text("E2B_API_KEY")

@@ -12,10 +12,11 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from django.db import connection, transaction
+from django.db import connection
 from django.db.backends.utils import CursorWrapper
 from uuid_utils.compat import uuid7
 
+from jobs import failpoints
 from jobs.execution.outcomes import QuestionSpec
 from jobs.models import Attempt, Job, MinuteStat
 from jobs.queries import lock_lease
@@ -175,7 +176,7 @@ class Written:
 
 def write(worker_id: UUID, batch: Batch) -> Written:
     """Write a batch in one transaction. Raises WorkerLeaseLost (nothing is written)."""
-    with transaction.atomic(), connection.cursor() as cursor:
+    with failpoints.commit("batch"), connection.cursor() as cursor:
         lock_lease(cursor, worker_id)
         held = _held(cursor, worker_id, batch)
         refused = batch.attempts() - held

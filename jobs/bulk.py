@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
-from django.db import connection, transaction
+from django.db import connection
 
 from apikeys.callers import Caller
 from apikeys.models import Project
 from engine.errors import EngineError
-from jobs import services, wakeups
+from jobs import failpoints, services, wakeups
 from jobs.models import Job
 from jobs.services import Birth, JobRequest
 
@@ -26,7 +26,7 @@ class Submitted:
     error: EngineError | None = None
 
 
-@transaction.atomic
+@failpoints.commit("bulk")
 def submit(requests: Sequence[JobRequest], *, by: Caller, project: Project) -> list[Submitted]:
     """Store these jobs, in one transaction. A named agent or a repeated task is looked up once.
 

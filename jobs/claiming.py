@@ -18,9 +18,10 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from django.db import connection, transaction
+from django.db import connection
 from django.db.backends.utils import CursorWrapper
 
+from jobs import failpoints
 from jobs.models import Job
 from jobs.queries import SUSPECT_LOSSES, lock_lease
 
@@ -205,7 +206,7 @@ def claim(
     row instead: they may be what kills workers, so they run alone. Raises WorkerLeaseLost.
     """
     seen = seen or survey(queue)
-    with transaction.atomic(), connection.cursor() as cursor:
+    with failpoints.commit("claim"), connection.cursor() as cursor:
         lock_lease(cursor, worker_id)
         paused = _paused(cursor, queue)
         if paused is None:

@@ -9,11 +9,11 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from django.db import connection, transaction
+from django.db import connection
 from uuid_utils.compat import uuid7
 
 from apikeys.callers import Caller
-from jobs import answers, queries, services, wakeups
+from jobs import answers, failpoints, queries, services, wakeups
 from jobs.errors import CheckpointNotFound, JobNotRetryable
 from jobs.models import InputFile, Job, Question, Step
 
@@ -40,7 +40,7 @@ def checkpoints(job_id: UUID, *, by: Caller) -> list[Checkpoint]:
     ]
 
 
-@transaction.atomic
+@failpoints.commit("retry")
 def retry(job_id: UUID, *, by: Caller) -> Job:
     """A new job that continues a failed or cancelled one from its last durable entry.
 
@@ -52,7 +52,7 @@ def retry(job_id: UUID, *, by: Caller) -> Job:
     return _continue(old, Step.objects.filter(job_id=old.id).count(), by=by, reason="retried")
 
 
-@transaction.atomic
+@failpoints.commit("fork")
 def fork(job_id: UUID, *, checkpoint: str, given: Mapping[str, Any], by: Caller) -> Job:
     """A new job that goes on from one checkpoint of another, with other answers to questions up to there.
 

@@ -13,9 +13,10 @@ from typing import Any
 from uuid import UUID
 
 from django.conf import settings
-from django.db import connection, transaction
+from django.db import connection
 from django.db.backends.utils import CursorWrapper
 
+from jobs import failpoints
 from jobs.models import Job, Question, Worker
 
 # A worker's losses in a row that a job survives, and from which on it runs alone (design: section 5).
@@ -55,6 +56,7 @@ class WorkerInfo:
 
 def register_worker(info: WorkerInfo) -> None:
     """Insert the worker's row with a fresh lease."""
+    failpoints.hit("register.before")
     with connection.cursor() as cursor:
         cursor.execute(
             """
@@ -71,6 +73,7 @@ def register_worker(info: WorkerInfo) -> None:
                 settings.ENGINE_LEASE_SECONDS,
             ],
         )
+    failpoints.hit("register.after")
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,7 @@ class Beat:
 
 def heartbeat(worker_id: UUID, *, running: int, can_run: bool, health: dict[str, Any]) -> Beat:
     """Renew the lease of one worker and so of all its jobs. Raises WorkerLeaseLost: a lease that ran out stays out."""
+    failpoints.hit("heartbeat.before")
     with connection.cursor() as cursor:
         cursor.execute(
             """
@@ -106,11 +110,13 @@ def heartbeat(worker_id: UUID, *, running: int, can_run: bool, health: dict[str,
             [worker_id],
         )
         held = {(job_id, attempt): cancel for job_id, attempt, cancel in cursor.fetchall()}
+    failpoints.hit("heartbeat.after")
     return Beat(database_time=row[0], drain=row[1], held=held)
 
 
 def stop_worker(worker_id: UUID) -> None:
     """Say goodbye: the lease ends now, so that whatever is left over is swept at once."""
+    failpoints.hit("goodbye.before")
     with connection.cursor() as cursor:
         cursor.execute(
             """
@@ -121,6 +127,7 @@ def stop_worker(worker_id: UUID) -> None:
             """,
             [worker_id],
         )
+    failpoints.hit("goodbye.after")
 
 
 @dataclass(frozen=True)
@@ -139,7 +146,7 @@ def sweep(*, workers: int = 5, jobs: int = 500, after_start: float | None = None
     Waits `after_start` seconds (one lease) from the server's own start, so that an outage charges nobody.
     """
     quiet = settings.ENGINE_LEASE_SECONDS if after_start is None else after_start
-    with transaction.atomic(), connection.cursor() as cursor:
+    with failpoints.commit("sweep"), connection.cursor() as cursor:
         # The worker row is locked before its jobs: from here on none of its writes can begin (I3).
         cursor.execute(
             """
@@ -219,7 +226,7 @@ def _alone(cursor: CursorWrapper, lock: int) -> bool:
 
 def promote(*, most: int = 500) -> frozenset[str]:
     """Queue scheduled jobs whose time has come; returns the queues that got some."""
-    with transaction.atomic(), connection.cursor() as cursor:
+    with failpoints.commit("promote"), connection.cursor() as cursor:
         if not _alone(cursor, PROMOTE_LOCK):
             return frozenset()
         cursor.execute(
@@ -244,7 +251,7 @@ def promote(*, most: int = 500) -> frozenset[str]:
 
 def fail_overdue(*, most: int = 200) -> list[UUID]:
     """Fail jobs past their deadline that are not running (a running one is its lease holder's to end)."""
-    with transaction.atomic(), connection.cursor() as cursor:
+    with failpoints.commit("deadline"), connection.cursor() as cursor:
         if not _alone(cursor, EXPIRE_LOCK):
             return []
         cursor.execute(
@@ -327,7 +334,7 @@ def ensure_partitions(*, weeks_ahead: int = 2) -> list[str]:
     Partitioned by range of the UUIDv7 job id, whose first 48 bits are milliseconds since 1970 (RFC 9562, 5.7). A
     default partition takes what falls outside.
     """
-    with transaction.atomic(), connection.cursor() as cursor:
+    with failpoints.commit("partitions"), connection.cursor() as cursor:
         if not _alone(cursor, PARTITION_LOCK):
             return []
         cursor.execute("SELECT extract(epoch FROM date_trunc('week', statement_timestamp()))::bigint")

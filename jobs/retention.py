@@ -5,9 +5,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from uuid import UUID
 
-from django.db import OperationalError, connection, transaction
+from django.db import OperationalError, connection
 
-from jobs import storage
+from jobs import failpoints, storage
 from jobs.models import Job
 from jobs.queries import WEEK_SECONDS, first_id
 
@@ -61,7 +61,7 @@ def _forget(jobs: list[UUID]) -> int:
     """Files first: if this is cut, the rows still say what is left to delete."""
     keys = _own_files(jobs)
     storage.delete(keys)
-    with transaction.atomic(), connection.cursor() as cursor:
+    with failpoints.commit("forget"), connection.cursor() as cursor:
         for table in ("artifact", "inputfile", "question", "step", "attempt", "event"):
             cursor.execute(f"DELETE FROM jobs_{table} WHERE job_id = ANY(%s)", [jobs])  # noqa: S608
         cursor.execute("DELETE FROM jobs_job WHERE id = ANY(%s)", [jobs])
@@ -94,7 +94,7 @@ def _drop_partitions() -> list[str]:
         if Job.objects.filter(id__gte=low, id__lt=high).exists():
             continue
         try:
-            with transaction.atomic(), connection.cursor() as cursor:
+            with failpoints.commit("drop_week"), connection.cursor() as cursor:
                 cursor.execute(f"SET LOCAL lock_timeout = {LOCK_MILLISECONDS}")
                 cursor.execute(f'DROP TABLE "{name}"')
         except OperationalError:

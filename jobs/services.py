@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from django.db import connection, transaction
+from django.db import connection
 from django.db.models.functions import Now
 from uuid_utils.compat import uuid7
 
@@ -15,7 +15,7 @@ from agents import services as agents
 from agents.models import AgentVersion
 from apikeys.callers import Caller
 from apikeys.models import Project
-from jobs import answers, queries, wakeups
+from jobs import answers, failpoints, queries, wakeups
 from jobs.errors import (
     InvalidInput,
     JobAlreadyEnded,
@@ -79,7 +79,7 @@ class Birth:
     candidates: tuple[str, ...] = ()
 
 
-@transaction.atomic
+@failpoints.commit("submit")
 def submit(request: JobRequest, *, by: Caller, project: Project) -> Job:
     """Store a job and, unless the caller named one, the agent that discovery picked for it, and why.
 
@@ -263,7 +263,7 @@ def _locked(job_id: UUID, *, by: Caller) -> Job:
     return job
 
 
-@transaction.atomic
+@failpoints.commit("cancel")
 def cancel(job_id: UUID, *, by: Caller) -> Job:
     """End a job. A running one is told to stop and ends within seconds: until then its status stays `running`.
 
@@ -312,7 +312,7 @@ def _end(
     wakeups.jobs_changed(job.id)
 
 
-@transaction.atomic
+@failpoints.commit("respond")
 def respond(
     job_id: UUID,
     *,
@@ -423,7 +423,7 @@ def _resume_if_answered(job: Job) -> None:
     wakeups.queues_filled(job.queue)
 
 
-@transaction.atomic
+@failpoints.commit("expire")
 def expire_question(job_id: UUID, question_id: UUID) -> None:
     """Close a question whose time is up: its default is taken, or the job fails. Never recorded as anybody's answer."""
     job = (

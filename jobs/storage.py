@@ -21,6 +21,8 @@ from django.conf import settings
 from django.core.files import File
 from django.core.files.storage import FileSystemStorage, Storage, storages
 
+from jobs import failpoints
+
 BLOCK_BYTES = 1024 * 1024
 HEAD_BYTES = 4096
 
@@ -123,10 +125,12 @@ def _save(path: Path, key: str, size: int) -> str:
     target = storage()
     if target.exists(key) and target.size(key) == size:
         return key
+    failpoints.hit("storage.before_save")
     with _Whole(path) as whole:
         saved = target.save(key, whole)
     if isinstance(target, FileSystemStorage):
         _sync_folder(Path(target.path(saved)).parent)
+    failpoints.hit("storage.after_save")
     return saved
 
 

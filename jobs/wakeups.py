@@ -15,6 +15,7 @@ import psycopg
 from django.db import transaction
 
 from engine.database import direct_dsn
+from jobs import failpoints
 
 QUEUE_CHANNEL = "engine_queue"  # payload: queue names; a worker should look
 JOB_CHANNEL = "engine_job"  # payload: job ids; a watcher should read
@@ -70,6 +71,7 @@ class Notifier:
             self._wake.wait()
             self._wake.clear()
             for channel, payload in self._take():
+                failpoints.hit("notify.before")
                 connection.execute("SELECT pg_notify(%s, %s)", [channel, payload])
             time.sleep(COALESCE_SECONDS)  # what comes meanwhile goes out together
 

@@ -28,7 +28,7 @@ from agents.queries import record_runs
 from apikeys import services as keys
 from engine import __version__
 from engine.database import direct_dsn
-from jobs import claiming, loading, queries, retention, services, wakeups
+from jobs import claiming, failpoints, loading, queries, retention, services, wakeups
 from jobs.batch import AttemptKey
 from jobs.claiming import Claimed
 from jobs.execution import attempt, outcomes
@@ -531,6 +531,7 @@ class Incarnation:
         for sandbox in swept.sandboxes:
             provider, _, ref = sandbox.partition(":")
             if provider == self.provider.name:
+                failpoints.hit("sandbox.before_kill")
                 await self.provider.kill(ref)
 
     async def _note_runs(self) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import random
 from contextlib import ExitStack
 
+from jobs import failpoints
 from jobs.execution import layout
 from jobs.execution.outcomes import (
     Cancelled,
@@ -76,6 +77,7 @@ async def _python(
             sandbox = await _open(provider, spec, control)
             if sandbox is None:
                 return HandedBack("the worker is stopping")
+            failpoints.hit("sandbox.after_open")
             recorder.opened(f"{provider.name}:{sandbox.ref}")
             program = Program(job, recorder, sandbox, control, spec.limits)
             outcome = await program.run()
@@ -86,10 +88,12 @@ async def _python(
             return outcome
         finally:
             await kill_quietly(sandbox)
+            failpoints.hit("sandbox.after_close")
 
 
 async def _open(provider: Provider, spec: SandboxSpec, control: AttemptControl) -> Sandbox | None:
     """A sandbox, or None when the attempt is over before it began: installing requirements may take minutes."""
+    failpoints.hit("sandbox.before_open")
     opening = asyncio.create_task(provider.open(spec))
     wanted = False
     try:

@@ -1,0 +1,140 @@
+"""Named places at which tests let a process die, fail, lose its database or hang: each commit, each outside call.
+
+    ENGINE_FAILPOINT="claim.after_commit:exit"  manage.py runworker
+    ENGINE_FAILPOINT="*:sleep:3,settle.after_commit:cut"
+
+The value is a comma-separated list of `name:action[:seconds][:count]`; `*` means every name that is not listed itself.
+
+| action | what happens |
+| --- | --- |
+| exit | the process ends here and now; nothing is cleaned up |
+| raise | a fault of our own that nobody foresaw |
+| cut | the connection is lost; whether the commit before it happened, the caller cannot know |
+| sleep | the thread hangs for `seconds` (1 by default), and on an event loop everything with it |
+
+A failpoint fires the first `count` times that its place is reached (1 by default), then never again. Read at start and
+refused where ENGINE_ENV=production. Unset, a place costs one call of an empty function.
+"""
+
+import logging
+import os
+import re
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from types import TracebackType
+
+from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
+from django.db import OperationalError, transaction
+
+log = logging.getLogger("engine.failpoints")
+
+EXIT_CODE = 86
+DEFAULT_SECONDS = 1.0
+_FORM = re.compile(
+    r"(?P<action>exit|raise|cut)(:(?P<count>\d{1,6}))?"
+    r"|sleep(:(?P<seconds>\d{1,4}(\.\d{1,3})?)(:(?P<sleeps>\d{1,6}))?)?"
+)
+
+
+class FailpointReached(Exception):
+    """Stands for a fault that no caller expects."""
+
+
+@dataclass
+class Failpoint:
+    """What happens at a place, and how often yet."""
+
+    action: str
+    seconds: float = DEFAULT_SECONDS
+    left: int = 1
+
+
+def parse(text: str) -> dict[str, Failpoint]:
+    """Read a list of failpoints, by name. Raises ImproperlyConfigured."""
+    points: dict[str, Failpoint] = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        name, _, rest = part.partition(":")
+        match = _FORM.fullmatch(rest)
+        if match is None:
+            raise ImproperlyConfigured(
+                f"ENGINE_FAILPOINT={part!r} cannot be used: write name:exit, name:raise, name:cut or "
+                "name:sleep[:seconds], each with [:count] behind it if it is not 1."
+            )
+        points[name] = Failpoint(
+            action=match["action"] or "sleep",
+            seconds=float(match["seconds"] or DEFAULT_SECONDS),
+            left=int(match["count"] or match["sleeps"] or 1),
+        )
+    return points
+
+
+class Armed:
+    """The failpoints of this process."""
+
+    def __init__(self, points: dict[str, Failpoint]) -> None:
+        self._points = points
+        self._lock = threading.Lock()
+
+    def hit(self, name: str) -> None:
+        """This place is reached. Ends the process, raises, or returns late, if it was told to."""
+        with self._lock:
+            point = self._points.get(name)
+            if point is None and "*" in self._points:
+                usual = self._points["*"]
+                point = self._points[name] = Failpoint(usual.action, usual.seconds, usual.left)
+            if point is None or point.left <= 0:
+                return
+            point.left -= 1
+        log.warning("failpoint %s: %s", name, point.action)
+        if point.action == "exit":
+            os._exit(EXIT_CODE)
+        if point.action == "sleep":
+            time.sleep(point.seconds)
+        elif point.action == "cut":
+            raise OperationalError(f"the connection was lost at failpoint {name}")
+        else:
+            raise FailpointReached(name)
+
+
+def _nothing(name: str) -> None:
+    """No failpoint is set."""
+
+
+hit: Callable[[str], None] = (
+    Armed(parse(settings.ENGINE_FAILPOINT)).hit if settings.ENGINE_FAILPOINT else _nothing
+)
+
+
+def commit(name: str) -> transaction.Atomic:
+    """`transaction.atomic()` with the failpoints `NAME.before_commit` and `NAME.after_commit`.
+
+    Inside another transaction the second one comes after that one's commit, and before what else waits for it.
+    """
+    return _Watched(name) if settings.ENGINE_FAILPOINT else transaction.atomic()
+
+
+class _Watched(transaction.Atomic):
+    def __init__(self, name: str) -> None:
+        super().__init__(using=None, savepoint=True, durable=False)
+        self._name = name
+
+    def __enter__(self) -> None:
+        super().__enter__()
+        transaction.on_commit(partial(hit, f"{self._name}.after_commit"))
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            super().__exit__(kind, error, trace)
+            return
+        try:
+            hit(f"{self._name}.before_commit")
+        except BaseException as reached:  # as if the block had raised it: roll back
+            super().__exit__(type(reached), reached, reached.__traceback__)
+            raise
+        super().__exit__(None, None, None)
