@@ -130,7 +130,7 @@ def test_other_sandboxes_go_on_beside_a_fork_bomb(sandboxes: Sandboxes) -> None:
     ],
 )
 def test_a_memory_hog_ends_with_that_reason(sandboxes: Sandboxes, hog: str) -> None:
-    run = sandboxes.program(hog, memory_mb=100, disk_mb=32)
+    run = sandboxes.program(hog, memory_mb=100)
 
     assert run.reason == EndReason.MEMORY, run
     assert "100 MB" in (run.ended or Ended(EndReason.LOST, None)).detail

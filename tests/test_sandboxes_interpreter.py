@@ -24,9 +24,7 @@ def sandboxes(
     running.close()
 
 
-def run_cells(
-    sandboxes: Sandboxes, *cells: str, seconds: float = 30.0, **options: Any
-) -> list[CodeResult]:
+def run_cells(sandboxes: Sandboxes, *cells: str, seconds: float = 30.0, **options: Any) -> list[CodeResult]:
     """Run pieces of code one after another in one sandbox."""
 
     async def work(sandbox: Sandbox) -> list[CodeResult]:

@@ -193,6 +193,53 @@ def test_another_worker_s_sandbox_can_be_killed_by_its_ref(
         other.close()
 
 
+def processes_of(worker: Worker) -> list[int]:
+    """bubblewrap's own process outside, and process 1 inside."""
+    outer = [
+        int(pid)
+        for pid in Path(f"/proc/{worker.launcher}/task/{worker.launcher}/children").read_text().split()
+    ]
+    return outer + [
+        int(pid) for pid in Path(f"/proc/{outer[0]}/task/{outer[0]}/children").read_text().split()
+    ]
+
+
+def test_a_sandbox_holds_no_descriptor_but_its_own(start_worker: Callable[..., Worker]) -> None:
+    start_worker()
+    worker = start_worker()
+
+    outer, init = (
+        {path.name: str(path.readlink()) for path in Path(f"/proc/{pid}/fd").iterdir()}
+        for pid in processes_of(worker)
+    )
+
+    sockets = [link for link in [*outer.values(), *init.values()] if link.startswith("socket:")]
+    files = [
+        link for link in [*outer.values(), *init.values()] if link.startswith("/") and link != "/dev/null"
+    ]
+    assert (len(sockets), files) == (1, [])
+    assert len(init) <= 11, init
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root drops to other users")
+def test_root_s_sandboxes_are_users_of_their_own_and_no_other_user_sees_their_inputs(
+    start_worker: Callable[..., Worker], tmp_path: Path
+) -> None:
+    first, second = start_worker(), start_worker()
+
+    users = [
+        {Path(f"/proc/{pid}/task").stat().st_uid for pid in processes_of(worker)[:1]}
+        for worker in (first, second)
+    ]
+
+    assert len(users[0]) == len(users[1]) == 1
+    assert users[0] != users[1]
+    assert not {0, 65534} & (users[0] | users[1])
+    for box in (tmp_path / "scratch").glob("run-*/*"):
+        assert box.stat().st_mode & 0o777 == 0o750
+        assert box.stat().st_gid not in (0, 65534)
+
+
 def test_a_closed_provider_leaves_no_process_and_no_file(tmp_path: Path) -> None:
     before = set(processes_named("jobs.sandboxes.launcher"))
     running = Sandboxes(local_provider(tmp_path / "scratch", warm=1))

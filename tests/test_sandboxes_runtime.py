@@ -4,6 +4,7 @@ import asyncio
 import base64
 import hashlib
 import io
+import shutil
 import subprocess
 import tarfile
 import zipfile
@@ -78,10 +79,14 @@ def built() -> runtime.Runtime:
 
 @pytest.fixture
 def sandboxes(tmp_path: Path, index: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sandboxes]:
+    shared = built_runtime() / "layers"
+    before = set(shared.glob("*"))
     running = Sandboxes(local_provider(tmp_path / "scratch"))
     assert running.health.ok, running.health
     yield running
     running.close()
+    for made in set(shared.glob("*")) - before:
+        shutil.rmtree(made) if made.is_dir() else made.unlink()
 
 
 def count_installs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
@@ -106,12 +111,15 @@ def test_an_agent_s_requirements_are_there_and_read_only(sandboxes: Sandboxes) -
 
 
 @needs_bubblewrap
-def test_ten_jobs_at_once_build_a_layer_once(sandboxes: Sandboxes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ten_jobs_at_once_build_a_layer_once(
+    sandboxes: Sandboxes, index: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls = count_installs(monkeypatch)
+    make_wheel(index, "kettle", "1.0", {"kettle.py": "lid = 'on'\n"})
 
     async def one() -> bytes:
         sandbox = await sandboxes.provider.open(
-            spec("import teapot; print(teapot.short)", requirements=["teapot<2 ; python_version > '3'"])
+            spec("import kettle; print(kettle.lid)", requirements=["kettle"])
         )
         try:
             await sandbox.start(["python", "../agent/agent.py"])
@@ -122,7 +130,7 @@ def test_ten_jobs_at_once_build_a_layer_once(sandboxes: Sandboxes, monkeypatch: 
     async def work() -> list[bytes]:
         return await asyncio.gather(*(one() for _ in range(10)))
 
-    assert sandboxes.run(work()) == [b"stout\n"] * 10
+    assert sandboxes.run(work()) == [b"on\n"] * 10
     assert len(calls) == 1
 
 

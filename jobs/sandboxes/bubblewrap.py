@@ -131,6 +131,11 @@ def system_folders() -> list[str]:
     return line
 
 
+def in_container() -> bool:
+    """Whether this looks like the inside of Docker or Podman."""
+    return Path("/.dockerenv").exists() or Path("/run/.containerenv").exists()
+
+
 def remedy_for(error: str) -> str:
     """The line that most likely fixes what bubblewrap complained about."""
     if sys.platform != "linux":
@@ -138,7 +143,7 @@ def remedy_for(error: str) -> str:
     refused = any(
         word in error for word in ("namespace", "Operation not permitted", "No space left", "uid map", "RTM_")
     )
-    if refused and (Path("/.dockerenv").exists() or Path("/run/.containerenv").exists()):
+    if refused and in_container():
         return CONTAINER
     if "uid map" in error or "RTM_NEWADDR" in error:
         return APPARMOR

@@ -49,7 +49,10 @@ class Group(ABC):
         for folder in self.folders:
             with contextlib.suppress(OSError):
                 for pid in (folder / "cgroup.procs").read_text().split():
-                    os.kill(int(pid), signal.SIGKILL)
+                    if (
+                        int(pid) > 0
+                    ):  # 0 is a process that this container cannot see, and for kill() our own group
+                        os.kill(int(pid), signal.SIGKILL)
 
     def remove(self) -> bool:
         """Remove the group; False while something in it is still ending."""

@@ -131,7 +131,7 @@ class LocalSandbox(Sandbox):
         how = self.dead.result()
         if how.oom_kills:
             raise SandboxRefused(f"a sandbox does not start in {self.limits.memory_mb} MB of memory")
-        if how.reason:
+        if how.reason not in ("", "silent"):
             raise SandboxBusy(f"the sandbox could not be started: {how.error or how.reason}")
         said = self.last_words().strip() or f"exit code {how.status}"
         raise SandboxUnavailable(f"bubblewrap: {said}", remedy=bubblewrap.remedy_for(said))
@@ -478,6 +478,9 @@ class LocalProvider(Provider):
         if bwrap is None:
             raise SandboxUnavailable("bubblewrap is not installed", remedy=bubblewrap.INSTALL)
         guest = await asyncio.to_thread(runtime.build_guest, self.runtime_folder)
+        await asyncio.to_thread(
+            runtime.delete_unused_layers, self.runtime_folder, older_than_seconds=LAYER_KEPT_SECONDS
+        )
         scratch = await asyncio.to_thread(own_scratch, self.scratch_folder)
         supervisor = Supervisor(self._exited)
         try:

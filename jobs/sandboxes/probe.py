@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-import secrets
+from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import UUID
 
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .local import LocalProvider
 
 PROBE_SECONDS = 30.0
+HOST_FILE = Path(__file__).resolve()  # there on the host, and nothing that a sandbox should see
 
 # Prints what it could do and should not. Each check stands for one wall of the sandbox.
 CANARY = """
@@ -61,11 +62,9 @@ async def try_to_leave(provider: "LocalProvider") -> None:
         limits=Limits(wall_seconds=PROBE_SECONDS),
         files=[SandboxFile("agent/canary.py", CANARY.encode())],
     )
-    marker = provider.scratch_folder / f"canary-{secrets.token_hex(8)}"
-    marker.touch()
     sandbox = await provider.open_unchecked(spec)
     try:
-        await sandbox.start(["python", "../agent/canary.py", str(marker)])
+        await sandbox.start(["python", "../agent/canary.py", str(HOST_FILE)])
         reports, said, ended = [], b"", None
         async with asyncio.timeout(PROBE_SECONDS + 5):
             async for output in sandbox.outputs():
@@ -77,7 +76,6 @@ async def try_to_leave(provider: "LocalProvider") -> None:
                     said += output.data
     finally:
         await sandbox.close()
-        marker.unlink(missing_ok=True)
     if ended is None or ended.exit_code != 0 or len(reports) != 1:
         raise SandboxUnavailable(
             f"a probe in a sandbox failed: {ended} {said[-1000:].decode(errors='replace')}"
