@@ -1,12 +1,15 @@
 """What survives a crash: steps that ended, their files, their failures; and what an agent may not do."""
 
+import asyncio
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from jobs.execution import outcomes
-from tests.execution_harness import MakeStory, failure_of, result_of
+from jobs.execution.outcomes import StepBegin
+from tests.execution_harness import MakeStory, MemoryRecorder, WorkerDied, failure_of, result_of, until
 
 
 @pytest.fixture
@@ -432,9 +435,22 @@ def test_a_once_step_is_in_doubt_again_when_its_second_run_is_cut(
     assert counts(effects) == {"before": 1, "pay": 3, "after": 1}
 
 
-def test_a_once_step_whose_run_was_never_durable_was_not_run(make_story: MakeStory, effects: Path) -> None:
+def test_a_once_step_does_not_run_before_its_begin_is_durable(
+    make_story: MakeStory, effects: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin_step = MemoryRecorder.begin_step
+
+    async def slow(self: MemoryRecorder, step: StepBegin) -> None:
+        if step.once and self.attempt == 1:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(0.5):
+                    await until(lambda: "pay" in counts(effects))
+            raise WorkerDied
+        await begin_step(self, step)
+
+    monkeypatch.setattr(MemoryRecorder, "begin_step", slow)
     story = make_story(counting(effects, ONCE))
-    story.dies(die_before=3)  # its begin is not durable, so its body did not start
+    story.dies()
 
     assert "pay" not in counts(effects)
     assert result_of(story.attempt()) == "pay"

@@ -157,6 +157,16 @@ def test_what_was_printed_before_a_step_ended_is_stored_no_later(make_story: Mak
     assert story.lines() == [f"line {number}" for number in range(30)]
 
 
+def test_output_that_comes_a_moment_after_a_record_is_stored_with_it(make_story: MakeStory) -> None:
+    begin = {"t": "begin", "key": "a#1", "signature": "s", "once": False}
+    end = {"t": "end", "n": 1, "key": "a#1", "result": 1, "files": [], "deleted": []}
+    story, _ = make_story.scripted(begin, end, Stdout(b"printed before the end\n"), RESULT, ENDED)
+
+    story.dies(die_after=2)
+
+    assert story.lines() == ["printed before the end"]
+
+
 def test_progress_is_kept_and_shown_where_it_changes(make_story: MakeStory) -> None:
     source = """
     from engine_agent import progress

@@ -167,6 +167,18 @@ def test_a_hostile_name_is_left_out_with_a_line_in_the_log(make_story: MakeStory
     assert "\x07" not in story.lines()[0]
 
 
+def test_an_announced_file_with_a_hostile_name_is_refused(make_story: MakeStory) -> None:
+    announced = {"t": "artifact", "n": 1, "path": "outputs/ "}
+    story, sandbox = make_story.scripted(
+        announced, {"t": "result", "result": None}, ENDED, files={"outputs/ ": b"x"}
+    )
+
+    story.attempt()
+
+    assert sandbox.sent[0]["code"] == "artifact_limit"
+    assert story.durable.artifacts == {}
+
+
 def test_names_are_normalised(make_story: MakeStory) -> None:
     story, _ = make_story.scripted(RESULT, ENDED, files={"outputs/re\u0301sume\u0301.txt": b"x"})
 

@@ -200,6 +200,7 @@ def test_a_step_cannot_end_twice_or_begin_again(make_story: MakeStory) -> None:
 
     assert [reply["t"] for reply in sandbox.sent] == ["ack", "refuse"]
     assert story.durable.ends == {"a#1": 1}
+    assert story.types().count("step.started") == 1
     assert story.durable.steps["a#1"].result == {"value": 1}
 
 
@@ -219,6 +220,26 @@ def test_files_are_what_was_read_not_what_the_program_says(make_story: MakeStory
     (file,) = story.durable.steps["a#1"].files
     assert (file.path, file.size) == ("workspace/a", 12)
     assert file.sha256 != FILE["sha256"]
+
+
+def test_content_that_an_earlier_step_brought_is_not_read_again(make_story: MakeStory) -> None:
+    files = {"workspace/a": b"content"}
+    end = {**END, "files": [FILE]}
+    story, _ = make_story.scripted(BEGIN, end, RESULT, ENDED, files=files)
+    story.attempt()
+    (stored,) = story.durable.steps["a#1"].files
+    again = {
+        **END,
+        "key": "b#1",
+        "files": [{"path": "workspace/b", "size": stored.size, "sha256": stored.sha256}],
+    }
+    later, _ = make_story.scripted({**BEGIN, "key": "b#1"}, again, RESULT, ENDED, files={})
+    later.durable = story.durable
+
+    later.attempt()
+
+    (copy,) = story.durable.steps["b#1"].files
+    assert (copy.path, copy.storage_key) == ("workspace/b", stored.storage_key)
 
 
 def test_a_program_that_floods_the_channel_is_stopped(make_story: MakeStory) -> None:

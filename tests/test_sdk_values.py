@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import datetime
 import enum
+import os
 import re
 import uuid
 from collections.abc import Iterator
@@ -189,3 +190,15 @@ def test_the_limits_of_the_sdk_are_within_those_of_the_worker() -> None:
     assert sdk.KEY_CHARACTERS == fields.KEY_CHARACTERS
     assert sdk.PATH_CHARACTERS == fields.PATH_CHARACTERS
     assert sdk.DEEPEST < protocol.DEEPEST
+
+
+def test_a_file_changed_just_now_may_change_again_unseen(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.touch()
+
+    fresh = sdk._Files._mark(path.stat())
+    os.utime(path, (1_000_000, 1_000_000))
+    settled = sdk._Files._mark(path.stat())
+
+    assert fresh is None  # the clock of file times may stand still between two writes
+    assert settled is not None

@@ -899,7 +899,6 @@ class _Session:
             raise
         finally:
             _scope.reset(token)
-        self._survive()
         for key in filter(None, (scope.key, outer)):
             self._end(key, result=result)
         return result
