@@ -246,6 +246,7 @@ class ScriptedSandbox(Sandbox):
         for item in self.script:
             if isinstance(item, Exception):
                 raise item
+            await asyncio.sleep(0)  # each comes with a turn of the loop of its own, as from a pipe
             yield item
         if not self.script or not isinstance(self.script[-1], Ended):
             await asyncio.Event().wait()  # it lives on and says nothing
