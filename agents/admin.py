@@ -34,6 +34,7 @@ class AgentAdmin(ListAdmin):
     """All agents of all projects, by slug."""
 
     change_list_template = "agents/list.html"
+    list_title = "Agents"
     list_select_related = ("project", "current_version", "stats")
     list_filter = (ByStatus,)
     search_fields = ("slug", "current_version__name", "current_version__description")
@@ -53,7 +54,7 @@ class AgentAdmin(ListAdmin):
         """The list with each agent's health."""
         shows_archived = request.GET.get("status") == Agent.Status.ARCHIVED
         response = super().changelist_view(
-            request, {"title": "Agents", "shows_archived": shows_archived, **(extra_context or {})}
+            request, {"shows_archived": shows_archived, **(extra_context or {})}
         )
         if isinstance(response, TemplateResponse) and response.context_data:
             rows = response.context_data["cl"].result_list

@@ -76,6 +76,7 @@ class ApiKeyAdmin(ListAdmin):
     """Keys: made here, shown once, refused from the next request on."""
 
     change_list_template = "apikeys/keys.html"
+    list_title = "API keys"
     list_select_related = ("project",)
     search_fields = ("name", "prefix", "project__slug")
 
@@ -98,9 +99,7 @@ class ApiKeyAdmin(ListAdmin):
     ) -> HttpResponse:
         """All keys, newest first."""
         may_manage = request.user.has_perm("apikeys.change_apikey")
-        return super().changelist_view(
-            request, {"title": "API keys", "may_manage": may_manage, **(extra_context or {})}
-        )
+        return super().changelist_view(request, {"may_manage": may_manage, **(extra_context or {})})
 
 
 STATE = Case(
@@ -196,6 +195,7 @@ class ProjectAdmin(ListAdmin):
 
     form = ProjectForm
     change_list_template = "apikeys/projects.html"
+    list_title = "Projects"
     show_add_link = False
     search_fields = ("slug", "name")
     ordering = ("slug",)
@@ -249,6 +249,7 @@ class AuditAdmin(ListAdmin):
     """Who did what, newest first. A trigger in the database keeps anybody from changing it."""
 
     change_list_template = "apikeys/audit.html"
+    list_title = "Audit"
     list_select_related = ("project",)
     search_fields = ("actor", "action", "object")
 

@@ -181,23 +181,31 @@ def test_an_answer_that_does_not_fit_comes_back_with_the_fault_at_its_field(brow
 def test_an_approval_can_change_the_arguments(browser: Client) -> None:
     question = sole_question(asking(None, APPROVAL))
 
-    answer(browser, question, arguments='{"count": 2}', message="fewer", button_answer="edit")
+    answer(browser, question, arguments='{"count": 2}', message="fewer", button_answer="approve")
 
     assert stored(question) == {"decision": "edit", "arguments": {"count": 2}, "message": "fewer"}
 
 
-def test_an_approval_is_not_changed_by_arguments_that_its_button_does_not_send(browser: Client) -> None:
+def test_an_approval_of_the_arguments_as_they_are_is_no_change(browser: Client) -> None:
     question = sole_question(asking(None, APPROVAL))
 
-    answer(browser, question, arguments="{not json", button_answer="approve")
+    answer(browser, question, arguments='{"count":4}', button_answer="approve")
 
     assert stored(question) == {"decision": "approve"}
+
+
+def test_a_rejection_does_not_look_at_the_arguments(browser: Client) -> None:
+    question = sole_question(asking(None, APPROVAL))
+
+    answer(browser, question, arguments="{not json", message="no", button_answer="reject")
+
+    assert stored(question) == {"decision": "reject", "message": "no"}
 
 
 def test_arguments_that_are_not_json_come_back(browser: Client) -> None:
     question = sole_question(asking(None, APPROVAL))
 
-    reply = answer(browser, question, arguments="{not json", button_answer="edit")
+    reply = answer(browser, question, arguments="{not json", button_answer="approve")
 
     assert reply.status_code == 422
     assert "This is not JSON: line 1, column 2" in reply.content.decode()
@@ -208,9 +216,11 @@ def test_a_second_answer_says_who_was_first(browser: Client) -> None:
     answer(browser, question, answer="first")
 
     other = signed_in(make_person("bob"))
-    answer(other, question, answer="second")
+    for text in ("second", ""):
+        answer(other, question, answer=text)
+        page = other.get(f"/admin/jobs/job/{question.job_id}/")
+        assert "user:ada was first" in page.content.decode()
 
-    assert "user:ada was first" in other.get(f"/admin/jobs/job/{question.job_id}/").content.decode()
     assert stored(question) == "first"
 
 
@@ -233,6 +243,16 @@ def test_looking_is_not_answering(browser: Client) -> None:
     assert answer(viewer, question, answer="no").status_code == 403
     assert address_of(question) not in viewer.get("/admin/jobs/question/").content.decode()
     assert stored(question) is None
+
+
+def test_one_of_two_questions_answered_leaves_the_job_waiting(browser: Client) -> None:
+    job = asking(None, {"prompt": "Why?"}, {"prompt": "How?"})
+
+    reply = answer(browser, job.questions.order_by("id")[0], answer="so")
+
+    job.refresh_from_db()
+    assert job.status == "waiting_for_input"
+    assert "More is asked." in browser.get(reply.headers["Location"]).content.decode()
 
 
 # --- cancelling ---

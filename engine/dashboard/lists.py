@@ -53,6 +53,7 @@ class ParameterFilter(SimpleListFilter):
 class ListAdmin(UnfoldAdmin):
     """Rows to look at. What may be done to them has pages and services of its own."""
 
+    list_title = ""  # the page's heading
     paginator = UncountedPaginator
     show_full_result_count = False
     list_per_page = 50
@@ -67,7 +68,8 @@ class ListAdmin(UnfoldAdmin):
         self, request: HttpRequest, extra_context: dict[str, Any] | None = None
     ) -> HttpResponse:
         """The list. Without `opts` the theme's heading is the title alone, not "Jobs > Jobs"."""
-        response = super().changelist_view(request, extra_context)
+        title = {"title": self.list_title} if self.list_title else {}
+        response = super().changelist_view(request, {**title, **(extra_context or {})})
         if isinstance(response, TemplateResponse) and response.context_data:
             del response.context_data["opts"]
             changelist = response.context_data["cl"]

@@ -141,6 +141,12 @@ def pretty(value: Any) -> SafeString:
 
 
 @register.filter
+def words(code: str) -> str:
+    """A machine's word for people: "no_match" is "no match"."""
+    return code.replace("_", " ")
+
+
+@register.filter
 def short(value: object) -> str:
     """The last block of a UUID: the part that differs between ids made at nearly the same time."""
     return str(value)[-12:]

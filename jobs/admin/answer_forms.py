@@ -16,7 +16,7 @@ from jobs.models import Question
 MOST_RADIOS = 8
 DECISIONS = {
     "approve": "Approve",
-    "edit": "Approve with these arguments",
+    "edit": "Approve as changed",
     "reject": "Reject",
     "respond": "Reply without deciding",
 }
@@ -51,20 +51,29 @@ class AnswerForm(forms.Form):
         self.fields.update(_fields(question))
 
     @property
-    def is_inline(self) -> bool:
-        """Whether its buttons are the answer: a confirm, or an approval."""
-        return self.question.kind in (Question.Kind.CONFIRM, Question.Kind.APPROVAL)
-
-    @property
     def decisions(self) -> list[tuple[str, str]]:
-        """The buttons of an approval."""
-        allowed = self.question.details.get("allowed") or list(DECISIONS)
-        return [(name, label) for name, label in DECISIONS.items() if name in allowed]
+        """The buttons of an approval. One approves, with the arguments as they stand in the form."""
+        allowed = self._allowed()
+        shown = [name for name in allowed if name != "edit" or "approve" not in allowed]
+        return [(name, label) for name, label in DECISIONS.items() if name in shown]
+
+    def _allowed(self) -> list[str]:
+        return self.question.details.get("allowed") or list(DECISIONS)
 
     @property
     def error_id(self) -> str:
         """The element that says what is wrong, for `aria-describedby`."""
         return f"{self.prefix}-error"
+
+    def is_complete(self, request: HttpRequest) -> bool:
+        """Whether the fields that matter to the button that was pressed hold what they should."""
+        match self.question.kind:
+            case Question.Kind.CONFIRM:
+                return True
+            case Question.Kind.APPROVAL:
+                return self.is_valid() or request.POST.get("answer") not in ("approve", "edit")
+            case _:
+                return self.is_valid()
 
     def answer(self, request: HttpRequest) -> Any:
         """What was answered, in the form that `jobs.services.respond` takes."""
@@ -81,9 +90,12 @@ class AnswerForm(forms.Form):
                 return self.cleaned_data["answer"]
 
     def _decision(self, decision: str) -> dict[str, Any]:
+        """Approving arguments that were changed is an `edit`: nobody approves what they did not see."""
         answer: dict[str, Any] = {"decision": decision}
-        if decision == "edit":
-            answer["arguments"] = self.cleaned_data.get("arguments")
+        arguments = self.cleaned_data.get("arguments")
+        is_changed = "arguments" in self.fields and arguments != self.question.details.get("arguments")
+        if decision == "edit" or (decision == "approve" and is_changed):
+            answer = {"decision": "edit", "arguments": arguments}
         message = self.cleaned_data.get("message")
         return answer | ({"message": message} if message else {})
 
@@ -187,10 +199,11 @@ def _approval(question: Question) -> dict[str, forms.Field]:
         arguments = escaped(json.dumps(question.details.get("arguments"), indent=2, ensure_ascii=False))
         rows = min(16, arguments.count("\n") + 2)
         fields["arguments"] = JSONText(
-            label="Arguments, to change before you approve",
+            label="Arguments",
             initial=arguments,
             widget=forms.Textarea({"rows": rows, "class": "e-code", "spellcheck": "false"}),
             required=False,
+            help_text="You may change them: what stands here is what is approved.",
         )
     fields["message"] = forms.CharField(
         label="Message to the agent", required=False, widget=forms.Textarea({"rows": 2})

@@ -70,6 +70,7 @@ class JobAdmin(ListAdmin):
     list_select_related = ("agent_version__agent", "project")
     search_fields = ("task",)
     change_list_template = "jobs/list/page.html"
+    list_title = "Jobs"
 
     def get_urls(self) -> list[URLPattern]:
         """The pages about one job stand below it."""
@@ -108,7 +109,7 @@ class JobAdmin(ListAdmin):
         self, request: HttpRequest, extra_context: dict[str, Any] | None = None
     ) -> HttpResponse:
         """The page, or the parts of it that refresh themselves."""
-        response = super().changelist_view(request, {"title": "Jobs", **(extra_context or {})})
+        response = super().changelist_view(request, extra_context)
         if isinstance(response, TemplateResponse) and response.context_data:
             response.context_data |= self._around(request, response.context_data["cl"])
             if wants_parts(request):

@@ -91,18 +91,20 @@ def answer(request: HttpRequest, job_id: UUID, question_id: UUID) -> HttpRespons
     if question is None:
         raise Http404
     form = AnswerForm(question, request.POST)
-    # An approval's arguments matter only to the button that sends them.
-    if not form.is_valid() and not (form.is_inline and request.POST.get("answer") != "edit"):
+    is_complete = form.is_complete(request)
+    if question.status == Question.Status.OPEN and not is_complete:
         return _page(request, job, form=form, status=422)
+    given = form.answer(request) if is_complete else None  # too late: `respond` says who was first
     try:
-        services.respond(job_id, by=by, answer=form.answer(request), question_id=question_id)
+        job = services.respond(job_id, by=by, answer=given, question_id=question_id)
     except InvalidAnswer as error:
         form.take_faults(error.detail, error.errors)
         return _page(request, job, form=form, status=422)
     except EngineError as error:
         messages.error(request, f"{error.title}. {error.detail}")
     else:
-        messages.success(request, "Answered. The job goes on.")
+        is_waiting = job.status == Job.Status.WAITING_FOR_INPUT
+        messages.success(request, f"Answered. {'More is asked.' if is_waiting else 'The job goes on.'}")
     if request.POST.get("from") == "inbox":
         return redirect("admin:jobs_question_changelist")
     return redirect("admin:jobs_job_change", job_id)
