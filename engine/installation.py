@@ -12,7 +12,7 @@ from io import StringIO
 from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.core.management import CommandError, call_command
-from django.db import connection
+from django.db import DatabaseError, OperationalError, connection
 from django.db.migrations.executor import MigrationExecutor
 
 from apikeys import services as key_services
@@ -20,6 +20,7 @@ from apikeys.callers import Caller
 from apikeys.models import ApiKey, Project
 from apikeys.scopes import Scope
 from apikeys.secret import digest
+from engine.embedded import EmbeddedServerFailed
 from engine.steps import StepFailed, step
 from jobs.sandboxes import bubblewrap
 
@@ -38,6 +39,13 @@ class Access:
     api_key: str
 
 
+def prepare() -> Access:
+    """Everything that has to be there before a process starts. Raises StepFailed."""
+    prepare_sandbox()
+    prepare_database()
+    return prepare_rows()
+
+
 def prepare_sandbox() -> None:
     """Get bubblewrap and build the Python runtime that agents see. Raises StepFailed."""
     if settings.ENGINE_SANDBOX in ("auto", "local") and sys.platform.startswith("linux"):
@@ -50,7 +58,14 @@ def prepare_sandbox() -> None:
 def prepare_database() -> None:
     """Start the database if it is ours, and bring its tables up to date. Raises StepFailed."""
     with step("Database") as note:
-        connection.ensure_connection()
+        try:
+            connection.ensure_connection()
+        except EmbeddedServerFailed as error:
+            raise StepFailed(str(error), remedy="see the message above") from error
+        except OperationalError as error:
+            raise StepFailed(
+                str(error).strip(), remedy="start that PostgreSQL, or unset DATABASE_URL"
+            ) from error
         note("embedded PostgreSQL" if is_embedded() else "from DATABASE_URL")
     with step("Tables") as note:
         executor = MigrationExecutor(connection)
@@ -78,8 +93,8 @@ def run_command(name: str, *arguments: str, remedy: str) -> None:
     """Run a command of ours in this process, its output dropped. Raises StepFailed."""
     try:
         call_command(name, *arguments, stdout=StringIO())
-    except CommandError as error:
-        raise StepFailed(str(error), remedy=remedy) from error
+    except (CommandError, DatabaseError) as error:
+        raise StepFailed(str(error).strip(), remedy=remedy) from error
 
 
 # --- bubblewrap ---

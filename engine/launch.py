@@ -2,19 +2,24 @@
 
 import atexit
 import fcntl
+import json
 import os
 import shutil
 import signal
 import socket
 import sys
 import time
+import traceback
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import httpx
 from django.conf import settings
 from django.db import connections
 
-from engine.installation import Access, prepare_database, prepare_rows, prepare_sandbox
+from engine.embedded import server_for
+from engine.installation import Access, is_embedded, prepare
 from engine.sample import TASK, run_sample_job
 from engine.secretfile import make_private
 from engine.serving import PortTaken, bracketed, listen
@@ -31,9 +36,8 @@ SAMPLE_FILE = settings.BASE_DIR / "samples" / "reviews.csv"
 
 def launch(*, sample: bool, end_with_parent: bool) -> None:
     """Run Engine on this machine until a signal ends it. Raises StepFailed, already explained on the terminal."""
-    signal.signal(
-        signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM)
-    )  # until the supervisor takes over
+    # Until the supervisor takes over.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     if end_with_parent:
         end_with_the_parent()
     say(f"Engine, in {settings.ENGINE_HOME}")
@@ -43,9 +47,7 @@ def launch(*, sample: bool, end_with_parent: bool) -> None:
         run.take()
         listener = take_port()
         note(str(settings.PORT))
-    prepare_sandbox()
-    prepare_database()
-    access = prepare_rows()
+    access = prepared()
     supervisor = Supervisor(
         children(listener, run), grace_seconds=settings.ENGINE_DRAIN_SECONDS + 10, say=say
     )
@@ -69,6 +71,46 @@ def launch(*, sample: bool, end_with_parent: bool) -> None:
         supervisor.stop()
         connections.close_all()
         say("Stopped.")
+
+
+def prepared() -> Access:
+    """Prepare in a process of its own, and keep only what it found: models and drivers would stay in our memory.
+
+    Raises StepFailed, told already.
+    """
+    reader, writer = os.pipe()
+    ask = die_with_parent(os.getpid())
+    child = os.fork()
+    if child == 0:
+        os._exit(prepare_and_tell(writer, ask))
+    os.close(writer)
+    try:
+        with os.fdopen(reader, encoding="utf-8") as answer:
+            found = answer.read()
+    finally:  # Ctrl+C has reached it too: let it tidy up
+        _, status = os.waitpid(child, 0)
+    if status != 0:
+        raise StepFailed("Engine could not be prepared.", remedy="see above")
+    if is_embedded():
+        server_for(settings.ENGINE_HOME).ensure()  # ours from now on; the child had it until here
+    return Access(**json.loads(found))
+
+
+def prepare_and_tell(writer: int, ask: Callable[[], None] | None) -> int:
+    """The child's part: 0 once what it found is written."""
+    if ask is not None:
+        ask()
+    try:
+        found = prepare()
+        connections.close_all()
+        os.write(writer, json.dumps(asdict(found)).encode())
+    except BaseException as error:  # whatever it is: a child that raised would go on as a second parent
+        if not isinstance(error, StepFailed | KeyboardInterrupt | SystemExit):
+            traceback.print_exc()
+        if is_embedded():
+            server_for(settings.ENGINE_HOME).leave()
+        return 1
+    return 0
 
 
 # --- one run at a time ---
