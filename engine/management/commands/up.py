@@ -1,6 +1,5 @@
 """What `make run` runs."""
 
-import signal
 import sys
 from argparse import ArgumentParser
 from typing import Any
@@ -33,5 +32,3 @@ class Command(BaseCommand):
                 launch(sample=not options["no_sample"], end_with_parent=options["end_with_parent"])
         except StepFailed:
             sys.exit(1)  # told already, with the remedy
-        except KeyboardInterrupt:
-            sys.exit(128 + signal.SIGINT)
