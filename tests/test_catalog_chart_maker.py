@@ -50,6 +50,7 @@ def test_it_asks_for_the_columns_that_the_task_leaves_open(tmp_path: Path) -> No
         ("histogram of the ratings", ("histogram", "rating", "", "", "", "")),
         ("average rating per product", ("bar", "product", "rating", "", "mean", "")),
         ("How many orders per channel? As a pie", ("pie", "channel", "number of rows", "", "count", "")),
+        ("how many orders per day", ("line", "date", "number of rows", "", "count", "D")),
         ("box plot of unit price by region", ("box", "region", "unit_price", "", "", "")),
         ("compare the highest price across regions", ("bar", "region", "unit_price", "", "max", "")),
         ("revenue by region and channel", ("bar", "region", "revenue", "channel", "sum", "")),

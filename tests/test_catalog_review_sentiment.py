@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.catalog import CARDS, run_agent
+from tests.catalog import CARDS, in_sandbox_python, run_agent
 
 SLUG = "review-sentiment"
 TASK = "Analyze the sentiment of customer reviews"
@@ -73,15 +73,27 @@ def test_a_no_ends_the_job_with_what_to_do(tmp_path: Path) -> None:
     assert "nothing to work on: no reviews came. Start a new job and attach the file" in run.error
 
 
-@pytest.mark.parametrize(
-    ("task", "inputs"),
-    [(TASK, {"reviews": PASTED.splitlines()}), (f"{TASK}:\n{PASTED}", {})],
-    ids=["in the input", "in the task"],
-)
-def test_reviews_may_come_without_a_file(tmp_path: Path, task: str, inputs: dict[str, list[str]]) -> None:
-    run = run_agent(tmp_path, SLUG, task, inputs=inputs)
+def test_reviews_may_come_in_the_input(tmp_path: Path) -> None:
+    run = run_agent(tmp_path, SLUG, TASK, inputs={"reviews": PASTED.splitlines()})
 
     assert run.result["reviews"] == 3
+
+
+@pytest.mark.parametrize(
+    ("task", "text"),
+    [
+        (f"Score these:\n{PASTED}", PASTED),
+        ("Is “I love this kettle” a positive review?", "I love this kettle"),
+        ("Summarise: " + "word " * 30, ("word " * 30).strip()),
+        (TASK, ""),
+        ("Sentiment analysis: are people happy with the kettle", ""),
+        (f"{TASK}.\nBe quick about it please.", ""),
+    ],
+)
+def test_a_text_in_the_task_is_told_from_what_is_asked(tmp_path: Path, task: str, text: str) -> None:
+    program = f"import json, files; print(json.dumps(files.text_in_task({task!r})))"
+
+    assert in_sandbox_python(program, tmp_path) == text
 
 
 def test_it_asks_when_several_columns_could_hold_the_reviews(tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ HTML = re.compile(
 )
 CONTROLS = re.compile(r"[\0-\x08\x0e-\x1a\x1c-\x1f\ufffd]")
 HEAD_BYTES = 256 * 1024
+LONG_PASSAGE = 25  # words
 
 YES = {"yes", "y", "yep", "yeah", "ok", "okay", "sure", "proceed", "continue", "go", "sample", "demo"}
 NO = {"no", "n", "nope", "stop", "cancel", "nothing", "none"}
@@ -71,10 +72,18 @@ def input_files() -> list[Path]:
 
 
 def text_in_task(task: str) -> str:
-    """The text that a task carries after its first line, or after a colon: `Summarise this: …`; else nothing."""
+    """The text that a task carries: its further lines, a quotation, or a long passage after a colon; else nothing.
+
+    A short second line or a few words after a colon are rather part of what is asked.
+    """
     first, _, rest = task.strip().partition("\n")
-    text = rest.strip() or first.partition(":")[2].strip()
-    return text if len(text.split()) >= 4 else ""
+    quoted = re.search(r"[\"\u201c](.+)[\"\u201d]", first)
+    if len(rest.strip().splitlines()) > 1 or len(rest.split()) >= LONG_PASSAGE:
+        return rest.strip()
+    if quoted and len(quoted[1].split()) >= 3:
+        return quoted[1]
+    after = first.partition(":")[2].strip()
+    return after if len(after.split()) >= LONG_PASSAGE else ""
 
 
 def paste_or_sample(what: str, sample: Path) -> tuple[Path, str]:

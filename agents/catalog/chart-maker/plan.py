@@ -30,7 +30,8 @@ PERIODS = {
     "Y": r"\byearly\b|per year|by year|\bannual",
 }
 PERIOD_NAMES = {"D": "day", "W": "week", "M": "month", "Q": "quarter", "Y": "year"}
-NOT_ADDED = r"price|rate|rating|ratio|score|age|percent|share|temperature|average|mean|index|level|height|weight|speed"
+# Names of what is averaged where the task does not say how: a total of prices or of ages means nothing.
+NOT_ADDED = r"price|rat(e|ing|io)|stars|grade|score|age|percent|share|temperature|mean|index|level|height|weight|speed"
 BEFORE_X = r"\b(?:by|per|over|across|against|versus|vs\.?|for each|in each|along)\b"
 
 
@@ -51,11 +52,12 @@ class Plan:
         if self.kind == "histogram":
             title = f"distribution of {self.x}"
         elif self.kind == "scatter":
-            title = f"{self.y} against {self.x}"
+            title = f"{self.y} against {self.x}" + (" by" if self.group else "")
         else:
             along = PERIOD_NAMES.get(self.period, self.x)
             title = f"{self.value_name} by {along}"
-        title = spaced(f"{title} and {self.group}" if self.group else title)
+        joined = " " if self.kind == "scatter" else " and "
+        title = spaced(f"{title}{joined}{self.group}" if self.group else title)
         return title[:1].upper() + title[1:]
 
     @property
@@ -158,20 +160,20 @@ def roles(plan, text, found, kinds):
     split = by.start() if by else len(text)
     before = [name for at, name in found if at < split]
     after = [name for at, name in found if at > split]
+    numbers = [name for name in before + after if kinds[name] == "number"]
     if plan.kind == "histogram":
-        return replace(plan, x=next((name for name in before + after if kinds[name] == "number"), ""))
-    y = (
-        ""
-        if plan.aggregate == "count"
-        else next((name for name in before + after if kinds[name] == "number"), "")
-    )
-    rest = [name for name in after + before if name != y]
+        return replace(plan, x=numbers[0] if numbers else "")
+    counted = (
+        plan.aggregate == "count"
+    )  # `number of orders`: then the column order_id is only what is counted
+    y = COUNT if counted else numbers[0] if numbers else ""
+    rest = [name for name in after + [name for name in before if kinds[name] != "id"] if name != y]
     x = rest[0] if rest else ""
     group = next((name for name in rest[1:] if kinds[name] in {"category", "boolean"}), "")
-    in_time = plan.period or plan.kind == "line"
-    if in_time and "date" in kinds.values() and kinds.get(x) in {"category", "boolean"}:
-        x, group = next((name for name in rest if kinds[name] == "date"), ""), x  # one line for each
-    return replace(plan, x=x, y=COUNT if plan.aggregate == "count" else y, group=group)
+    in_time = (plan.period or plan.kind == "line") and "date" in kinds.values()
+    if in_time and kinds.get(x) in {"category", "boolean"}:  # a line for each of its values
+        x, group = next((name for name in rest if kinds[name] == "date"), ""), x
+    return replace(plan, x=x, y=y, group=group)
 
 
 def open_choices(plan, part, kinds):

@@ -36,10 +36,10 @@ def about_numbers(filled):
         "min": tidy(good.min()),
         "q25": tidy(low),
         "median": tidy(median),
-        "mean": tidy(good.mean()),
+        "mean": tidy(good.mean(), 6),
         "q75": tidy(high),
         "max": tidy(good.max()),
-        "std": tidy(good.std(ddof=0)),
+        "std": tidy(good.std(ddof=0), 6),
         "zeros": int((good == 0).sum()),
         "outliers": len(outliers) if high > low else 0,
         "outlier_examples": [tidy(value) for value in [outliers.min(), outliers.max()]]
@@ -100,7 +100,7 @@ def examples(cells):
     return [str(cell)[:40] for cell in cells.unique()[:3]]
 
 
-def tidy(value):
-    """A number with six digits, whole where it is whole."""
-    value = float(f"{float(value):.6g}")
+def tidy(value, digits=12):
+    """A number of so many digits, whole where it is whole."""
+    value = float(f"{float(value):.{digits}g}")
     return int(value) if value.is_integer() else value
