@@ -176,10 +176,10 @@ class PipeSandbox(Sandbox):
         raise NotImplementedError
 
     async def terminate(self) -> None:
-        self._signal(15)
+        self.signal(15)
 
     async def close(self) -> None:
-        self._signal(9)
+        self.signal(9)
         if self.process is not None:
             await self.process.wait()
         for task in self._tasks:
@@ -190,7 +190,7 @@ class PipeSandbox(Sandbox):
             self._replies = -1
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _signal(self, number: int) -> None:
+    def signal(self, number: int) -> None:
         if self.process is not None and self.process.returncode is None:
             try:
                 os.killpg(self.process.pid, number)
@@ -426,7 +426,9 @@ class Story:
     kind: str = "python"
     durable: Durable = field(default_factory=Durable)
     attempts: int = 0
-    run: Callable[[Coroutine[Any, Any, Outcome]], Outcome] = asyncio.run  # a provider may be bound to one event loop
+    run: Callable[[Coroutine[Any, Any, Outcome]], Outcome] = (
+        asyncio.run
+    )  # a provider may be bound to one event loop
 
     def __post_init__(self) -> None:
         self.id = uuid4()
@@ -461,15 +463,20 @@ class Story:
         *,
         die_before: int | None = None,
         die_after: int | None = None,
+        kill_after: int | None = None,
         meanwhile: Callable[["Story", MemoryRecorder], Coroutine[Any, Any, None]] | None = None,
     ) -> Outcome:
-        """Run once. `die_before=3`: the worker dies as it is about to make its third write durable."""
-        return self.run(self._attempt(die_before, die_after, meanwhile))
+        """Run once. `die_before=3`: the worker dies as it is about to make its third write durable.
+
+        `kill_after=3`: the program gets SIGKILL when its third write is durable.
+        """
+        return self.run(self._attempt(die_before, die_after, kill_after, meanwhile))
 
     async def _attempt(
         self,
         die_before: int | None,
         die_after: int | None,
+        kill_after: int | None,
         meanwhile: Callable[["Story", MemoryRecorder], Coroutine[Any, Any, None]] | None,
     ) -> Outcome:
         self.attempts += 1
@@ -484,6 +491,10 @@ class Story:
             return check
 
         recorder.before, recorder.after = die_at(die_before), die_at(die_after)
+        if kill_after is not None:
+            assert isinstance(self.provider, PipeProvider)
+            provider, wanted = self.provider, kill_after
+            recorder.after = lambda count: provider.opened[-1].signal(9) if count == wanted else None
         running = asyncio.create_task(run_attempt(self.claimed(), recorder, self.provider, self.control))
         beside = asyncio.create_task(meanwhile(self, recorder)) if meanwhile else None
         try:

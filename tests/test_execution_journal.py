@@ -130,6 +130,39 @@ def test_no_step_with_a_durable_end_runs_again_wherever_the_worker_dies(
             assert counts(effects)["write a.txt"] == 2
 
 
+def test_the_program_may_be_killed_at_each_point(make_story: MakeStory, effects: Path) -> None:
+    source = counting(
+        effects,
+        """
+    def main(task, inputs):
+        print("begin")
+        step("a", effect, "a")
+        answer = ask("Well?")
+        paid = step("pay", effect, "pay", once=True)
+        artifact(b"x", "x.txt")
+        step("b", effect, "b")
+        return [answer, paid]
+    """,
+    )
+    for point in range(1, 6):
+        effects.write_text("")
+        story = make_story(source)
+        assert isinstance(story.attempt(), outcomes.Suspended)
+        story.durable.answers["ask#1"] = "well"
+        cut = failure_of(story.attempt(kill_after=point))
+        assert (cut.code, cut.retryable) == ("agent_crashed", True)
+        doubtful = "pay#1" in story.durable.steps and not story.durable.steps["pay#1"].ended
+
+        answer, paid = result_of(story.to_end(lambda question: "It happened: go on"))
+
+        assert answer == "well"
+        assert paid == (None if doubtful else "pay")
+        assert counts(effects).get("pay", 0) == (0 if doubtful and "pay" not in counts(effects) else 1)
+        assert set(story.durable.ends.values()) == {1}
+        assert story.lines("stdout").count("begin") == 1
+        assert list(story.durable.artifacts) == ["x.txt"]
+
+
 def test_a_worker_may_die_in_every_attempt(make_story: MakeStory, effects: Path) -> None:
     story = make_story(counting(effects, WORK))
 

@@ -11,6 +11,7 @@ from jobs.sandboxes.base import Ended, EndReason, Limits
 # What the program reports under these codes comes out the same each time, so it is not tried again.
 FINAL_CODES = frozenset(
     (
+        "artifact_limit",
         "checkpoint_too_large",
         "journal_full",
         "non_determinism",

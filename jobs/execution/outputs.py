@@ -10,6 +10,9 @@ from jobs.sandboxes.base import Limits, Sandbox, SandboxFileError
 MOST_ARTIFACTS = 1000
 
 
+REMEDY = "Hand back fewer or smaller files under plain names, or pack them into an archive."
+
+
 class ArtifactRefused(Exception):
     """A file cannot become an artifact; the message says why to the agent's author."""
 
@@ -72,5 +75,4 @@ class Artifacts:
 
 
 def _too_many(message: str) -> Failed:
-    remedy = "Hand back fewer or smaller files, or pack them into an archive."
-    return Failed("artifact_limit", message, remedy, retryable=False)
+    return Failed("artifact_limit", message, REMEDY, retryable=False)

@@ -23,7 +23,7 @@ from jobs.execution.outcomes import (
     StoredFile,
     Suspended,
 )
-from jobs.execution.outputs import ArtifactRefused, Artifacts
+from jobs.execution.outputs import REMEDY, ArtifactRefused, Artifacts
 from jobs.execution.ports import AttemptControl, ClaimedJob, Recorder
 from jobs.execution.waiting import first, stop
 from jobs.sandboxes.base import (
@@ -382,7 +382,7 @@ class Program:
         try:
             await self.artifacts.add(record.path)
         except ArtifactRefused as refused:
-            raise Refusal(str(refused), code="artifact_limit") from None
+            raise Refusal(str(refused), remedy=REMEDY, code="artifact_limit") from None
 
 
 def _weight(value: Any) -> int:

@@ -671,9 +671,21 @@ class _Mute:
 
 
 def _flush() -> None:
-    for stream in (sys.stdout, sys.stderr):
+    for stream in (
+        sys.stdout,
+        sys.stderr,
+        sys.__stdout__,
+        sys.__stderr__,
+    ):  # agents may have redirected theirs
         with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or not there at all
-            stream.flush()
+            stream.flush()  # type: ignore[union-attr]  # that is what is suppressed
+
+
+def _complain(text: str) -> None:
+    """To standard error, whatever the agent did to `sys.stderr`."""
+    _flush()
+    with contextlib.suppress(OSError):
+        os.write(2, text.encode("utf-8", "backslashreplace"))
 
 
 # --- the journal and what happens at each call -------------------------------------------------------------------
@@ -771,7 +783,7 @@ class _Session:
         elif getattr(error, "_engine_code", None):
             code = error._engine_code  # type: ignore[attr-defined]  # set by _load
         if not isinstance(error, (UserError, Cancelled)):
-            sys.stderr.write(trace)
+            _complain(trace)
         _flush()
         self._tell(
             {
@@ -787,8 +799,7 @@ class _Session:
     def _die(self, code: str, message: str, remedy: str) -> NoReturn:
         """End the program at once: what cannot go on must not be caught by the agent's own `except`."""
         self.fail(_failure(code, message, remedy))
-        sys.stderr.write(f"{message} {remedy}\n")
-        _flush()
+        _complain(f"{message} {remedy}\n")
         os._exit(1)
 
     def _awake(self) -> None:
@@ -1152,7 +1163,9 @@ def _exception(error: Mapping[str, Any]) -> BaseException:
             raise TypeError
         try:
             return kind(*arguments)  # type: ignore[no-any-return]  # a subclass of Exception
-        except TypeError:  # its __init__ takes something else than what it passed on
+        except (
+            Exception
+        ):  # an agent's own __init__ may want other arguments than it passed on, and raise anything
             return kind.__new__(kind, *arguments)  # type: ignore[no-any-return]
     except (ImportError, AttributeError, TypeError):
         return RuntimeError(f"{name}: {error['message']}")
@@ -1432,6 +1445,9 @@ def _perform(session: _Session, source: Path, task: str, inputs: Any) -> int:
 def _run_in_sandbox(home: Path) -> int:
     """What a sandbox starts: the job is described in sdk/job.json, its past in sdk/journal.ndjson."""
     link = _WorkerLink(os.environ.pop("ENGINE_RECORDS"), os.environ.pop("ENGINE_REPLIES"))
+    import faulthandler
+
+    faulthandler.enable()
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)  # type: ignore[union-attr]
     description = json.loads((home / "sdk" / "job.json").read_text(encoding="utf-8"))
@@ -1605,7 +1621,7 @@ def _run_on_laptop(arguments: Any) -> int:
         (folder / "journal.ndjson").unlink(missing_ok=True)
         description = {
             "task": arguments.task,
-            "inputs": json.loads(arguments.input),
+            "inputs": arguments.input,
             "seed": os.urandom(8).hex(),
         }
         folder.mkdir(parents=True, exist_ok=True)
@@ -1647,7 +1663,7 @@ def _main(argv: list[str]) -> int:
     run.add_argument("agent", type=Path, help="the file that defines main(task, inputs)")
     run.add_argument("--task", default="", help="the task in plain words")
     run.add_argument("--file", action="append", default=[], type=Path, help="an input file; may be repeated")
-    run.add_argument("--input", default="{}", help="the job's input as JSON")
+    run.add_argument("--input", default={}, type=json.loads, help="the job's input as JSON")
     run.add_argument(
         "--folder", default=Path("engine-run"), type=Path, help="for inputs, workspace, outputs and journal"
     )
