@@ -30,8 +30,8 @@ def step(name: str) -> Iterator[Callable[[str], None]]:
     except StepFailed as error:
         print(f"failed\n{error}\n  To fix it: {error.remedy}", flush=True)
         raise
-    except BaseException:
-        print("failed", flush=True)
+    except BaseException as error:
+        print("stopped" if isinstance(error, KeyboardInterrupt | SystemExit) else "failed", flush=True)
         raise
     print(f"{time.monotonic() - begun:6.1f} s  {' '.join(notes)}".rstrip(), flush=True)
 
