@@ -1,12 +1,17 @@
 """The addresses of jobs, below /api/v1/."""
 
-from django.urls import path
+from django.urls import path, re_path
 
-from jobs import views
+from jobs import control_views, views
+from jobs.serializers import QUEUE_NAME
 
 urlpatterns = [
     path("jobs", views.JobsView.as_view()),
+    path("jobs/bulk", control_views.BulkView.as_view()),
     path("jobs/<uuid:job_id>", views.JobView.as_view()),
+    path("jobs/<uuid:job_id>/checkpoints", control_views.CheckpointsView.as_view()),
+    path("jobs/<uuid:job_id>/retry", control_views.RetryView.as_view()),
+    path("jobs/<uuid:job_id>/fork", control_views.ForkView.as_view()),
     path("jobs/<uuid:job_id>/logs", views.LogsView.as_view()),
     path("jobs/<uuid:job_id>/artifacts", views.ArtifactsView.as_view()),
     path("jobs/<uuid:job_id>/artifacts/<uuid:artifact_id>", views.ArtifactView.as_view()),
@@ -14,6 +19,14 @@ urlpatterns = [
     path("questions", views.QuestionsView.as_view()),
     path("questions/<uuid:question_id>/answer", views.AnswerView.as_view()),
     path("stream-tickets", views.StreamTicketsView.as_view()),
+    re_path(
+        r"^agents/(?P<slug>[a-z0-9-]{1,80})/(?P<action>pause|resume)$", control_views.HoldAgentView.as_view()
+    ),
+    path("admin/queues", control_views.QueuesView.as_view()),
+    re_path(
+        rf"^admin/queues/(?P<name>{QUEUE_NAME})/(?P<action>pause|resume)$",
+        control_views.HoldQueueView.as_view(),
+    ),
     path("admin/workers", views.WorkersView.as_view()),
     path("admin/metrics", views.MetricsView.as_view()),
 ]
