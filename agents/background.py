@@ -15,6 +15,8 @@ from agents.parts import text_hash
 TASKS_FILE = Path(__file__).with_name("background_tasks.txt")
 # How many of the most alike background tasks say how ordinary a task is.
 NEIGHBOURS = 5
+# Stored as they come: a crash loses little, and a transaction that this runs in is never idle for long.
+STORED_AT_ONCE = 32
 
 
 @dataclass(frozen=True)
@@ -62,17 +64,15 @@ def _vectors(space: str, embedder: Embedder, all_tasks: list[str]) -> dict[str, 
     rows = BackgroundEmbedding.objects.filter(space_id=space).values_list("text_hash", "embedding")
     known: dict[str, Vector] = {key: np.asarray(vector, dtype=np.float32) for key, vector in rows}
     missing = [task for task in all_tasks if text_hash(task) not in known]
-    made = (
-        dict(zip(map(text_hash, missing), embedder.embed_documents(missing), strict=True)) if missing else {}
-    )
-    BackgroundEmbedding.objects.bulk_create(
-        (
-            BackgroundEmbedding(space_id=space, text_hash=key, embedding=vector)
-            for key, vector in made.items()
-        ),
-        ignore_conflicts=True,  # two processes may fill it at once, with the same vectors
-    )
-    return known | made
+    for start in range(0, len(missing), STORED_AT_ONCE):
+        some = missing[start : start + STORED_AT_ONCE]
+        made = dict(zip(map(text_hash, some), embedder.embed_documents(some), strict=True))
+        BackgroundEmbedding.objects.bulk_create(
+            (BackgroundEmbedding(space_id=space, text_hash=key, embedding=made[key]) for key in made),
+            ignore_conflicts=True,  # two processes may fill it at once, with the same vectors
+        )
+        known |= made
+    return known
 
 
 def _mean_of_top(cosines: Vector) -> float:

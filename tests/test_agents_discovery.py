@@ -1,5 +1,6 @@
 """Discovery with the real model: the right agent, the reason, and "none" where there is none."""
 
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,15 @@ UNFITTING = [
     "hello",
     "你好",
 ]
+
+
+_embed = lru_cache(maxsize=None)(LocalEmbedder._embed)
+
+
+@pytest.fixture(autouse=True)
+def _each_text_embedded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same cards are registered by many tests here."""
+    monkeypatch.setattr(LocalEmbedder, "_embed", lambda self, text: _embed(self, text))
 
 
 @pytest.fixture
@@ -136,7 +146,7 @@ def test_a_projects_words_weigh_nothing_in_another(catalog: Caller) -> None:
     register_all(member(), [make_noop(f"noise-{n}", "Summarise this text") for n in range(20)])
     after = discovery.discover(catalog, "summarise this text")
 
-    assert [one.score for one in before.results] == [one.score for one in after.results]
+    assert [one.score for one in before.results] == pytest.approx([one.score for one in after.results])
 
 
 def test_filters_are_hard(catalog: Caller) -> None:
