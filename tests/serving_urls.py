@@ -137,4 +137,4 @@ HTTP_ROUTES += [
     AsyncRoute("GET", re.compile("/ticks"), lambda headers: True, ticks),
     AsyncRoute("POST", re.compile("/repeat"), lambda headers: b"x-async" in headers, repeat),
 ]
-WEBSOCKET_ROUTES.append(path("ws/greeter", Greeter.as_asgi()))
+WEBSOCKET_ROUTES.insert(0, path("ws/greeter", Greeter.as_asgi()))  # before the one that refuses all others
