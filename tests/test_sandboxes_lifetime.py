@@ -138,9 +138,12 @@ def test_a_killed_launcher_takes_the_sandboxes_along_and_is_replaced(
     start_worker: Callable[..., Worker],
 ) -> None:
     worker = start_worker()
+    worker.process.send_signal(signal.SIGSTOP)
 
     os.kill(worker.launcher, signal.SIGKILL)
 
+    eventually(lambda: not worker.programs(), seconds=5, what="the kernel has ended them, nobody else can")
+    worker.process.send_signal(signal.SIGCONT)
     assert worker.read()["ended"] == "lost"
     following = worker.read()["ref"]
     assert following.split(":")[2] != worker.ref.split(":")[2]

@@ -156,3 +156,20 @@ def test_orphans_of_dead_launchers_are_removed_and_others_kept(tmp_path: Path) -
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
         [alive, "engine-own-0", "somebody-else"]
     )
+
+
+def test_the_kernel_kills_what_takes_more_than_memory_and_disk_together() -> None:
+    groups = limits.find_groups(limits.run_name())
+    if groups is None:
+        pytest.skip("no cgroup can be written here")
+    group = groups.make("1")
+    try:
+        group.limit(memory_mb=40, disk_mb=10, processes=8)
+        enter = f"for folder in {[str(folder) for folder in group.folders]!r}:\n"
+        enter += "    open(folder + '/cgroup.procs', 'w').write('0')\n"
+        child = subprocess.run(["python3", "-c", enter + "kept = bytearray(100_000_000)"], check=False)
+
+        assert (child.returncode, group.oom_kills() > 0) == (-9, True)
+    finally:
+        limits.remove_soon(group)
+        groups.close()
