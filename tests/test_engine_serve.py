@@ -378,7 +378,7 @@ def test_a_page_of_another_site_may_not_open_a_websocket(site, origin):
     with pytest.raises(InvalidStatus) as refused, greeter(site, Origin=origin):
         pass
 
-    assert refused.value.response.status_code == 403
+    assert refused.value.response.status_code in (400, 403)  # "null" is refused by the protocol itself
 
 
 def test_a_websocket_has_a_request_id_like_any_request(site):
