@@ -263,6 +263,33 @@ def test_text_from_agents_and_callers_is_never_markup(browser: Client) -> None:
     assert "U+202E" in browser.get(job_page(waiting)).text
 
 
+def test_questions_may_stress_words_and_nothing_more(browser: Client) -> None:
+    prompt = (
+        "**Bold** and `code`, <b onclick=alert(1)>html</b>, [a link](javascript:alert(1)), [x](https://evil.example), "
+        "<https://evil.example>, ![picture](https://evil.example/a.png)\n\n# Heading\n\n- one\n- two"
+    )
+    job = asking(None, {"prompt": prompt})
+
+    for address in (job_page(job), "/admin/jobs/question/", "/admin/"):
+        page = browser.get(address).text
+        assert "<strong>Bold</strong> and <code>code</code>" in page
+        assert "<b onclick" not in page
+        assert 'href="javascript' not in page
+        assert '"https://evil.example' not in page
+        assert "<h1>Heading" not in page
+    assert "<li>one</li>" in browser.get(job_page(job)).text
+
+
+def test_the_inbox_says_beside_its_name_how_many_wait(browser: Client) -> None:
+    def badge() -> Any:
+        groups = browser.get("/admin/jobs/job/").context["sidebar_navigation"]
+        return next(item.get("badge") for item in groups[0]["items"] if item["title"] == "Inbox")
+
+    assert badge() is None
+    asking()
+    assert badge() == "1"
+
+
 # --- files ---
 
 

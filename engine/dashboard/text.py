@@ -2,6 +2,14 @@
 
 import re
 
+from markdown_it import MarkdownIt
+
+# What agents may mark up in a question or a remedy: emphasis, code, lists. No HTML; no pictures, which would be
+# fetched from elsewhere; no links, whose text could name another place than they lead to; no headings of our page.
+_MARKDOWN = MarkdownIt("commonmark", {"html": False, "breaks": True}).disable(
+    ["image", "link", "autolink", "reference", "heading", "lheading", "html_inline", "html_block"]
+)
+
 # Controls (tab and line feed apart), and the marks that turn the direction of text or have no width: a name or a
 # line could otherwise show something else than it holds. `static/engine/log.js` has the same list.
 HIDDEN = re.compile(
@@ -33,3 +41,13 @@ def plain(text: object) -> str:
 def escaped(json_text: str) -> str:
     """JSON text with each hidden character as its \\u escape: the same value, and nothing hides in it."""
     return HIDDEN.sub(lambda found: f"\\u{ord(found[0]):04x}", json_text)
+
+
+def markdown(text: object) -> str:
+    """The text's Markdown as HTML, hidden characters shown."""
+    return str(_MARKDOWN.render(plain(text)))
+
+
+def markdown_line(text: object) -> str:
+    """The same within a line: emphasis and code alone."""
+    return str(_MARKDOWN.renderInline(plain(text)))

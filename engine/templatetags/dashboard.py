@@ -8,6 +8,7 @@ from django import template
 from django.utils.html import escape, format_html, format_html_join
 from django.utils.safestring import SafeString, mark_safe
 
+from engine.dashboard import text
 from engine.dashboard.text import HIDDEN, code_point, plain, sign
 from jobs.figures import MOST_COUNTED
 
@@ -22,10 +23,10 @@ WORDS = {
 
 
 @register.simple_tag
-def chip(state: str, text: str = "") -> SafeString:
+def chip(state: str, label: str = "") -> SafeString:
     """A state as a coloured chip; the word carries the meaning, the colour repeats it."""
     return format_html(
-        '<span class="e-chip e-is-{}">{}</span>', state, text or WORDS.get(state, state.replace("_", " "))
+        '<span class="e-chip e-is-{}">{}</span>', state, label or WORDS.get(state, state.replace("_", " "))
     )
 
 
@@ -112,11 +113,11 @@ def percent(share: float | None) -> str:
 
 
 @register.filter
-def visible(text: object) -> SafeString:
+def visible(source: object) -> SafeString:
     """Text with everything that would not show, or would reorder what shows, made visible."""
     parts = []
     last = 0
-    raw = str(text)
+    raw = str(source)
     for found in HIDDEN.finditer(raw):
         parts.append(escape(raw[last : found.start()]))
         parts.append(_mark(found[0]))
@@ -126,6 +127,18 @@ def visible(text: object) -> SafeString:
 
 
 register.filter("plain", plain)
+
+
+@register.filter
+def markdown(source: object) -> SafeString:
+    """Markdown from agents, without what could do harm."""
+    return mark_safe(text.markdown(source))  # noqa: S308 (the renderer escapes)
+
+
+@register.filter
+def markdown_line(source: object) -> SafeString:
+    """Markdown from agents within a line."""
+    return mark_safe(text.markdown_line(source))  # noqa: S308 (the renderer escapes)
 
 
 def _mark(character: str) -> SafeString:

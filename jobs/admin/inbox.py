@@ -20,12 +20,6 @@ PARTS = {"inbox": "jobs/inbox/questions.html"}
 MOST_OPEN, MOST_CLOSED = 50, 50
 
 
-def open_count(request: HttpRequest) -> str:
-    """The number beside Inbox in the sidebar."""
-    count = figures.open_questions()
-    return f"{figures.MOST_COUNTED:,}+" if count > figures.MOST_COUNTED else f"{count:,}"
-
-
 @admin.register(Question)
 class QuestionAdmin(ListAdmin):
     """Questions are answered here in place, soonest due first."""

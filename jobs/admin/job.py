@@ -9,7 +9,7 @@ from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path
 
-from agents.models import Agent
+from agents.models import Agent, AgentVersion
 from apikeys.models import Project
 from engine.dashboard.lists import ListAdmin, ParameterFilter
 from engine.dashboard.live import parts, wants_parts
@@ -59,7 +59,10 @@ class ByAgent(ParameterFilter):
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
         """Narrow the list."""
-        return queryset.filter(agent_version__agent__slug=self.value()) if self.value() else queryset
+        if not self.value():
+            return queryset
+        versions = AgentVersion.objects.filter(agent__slug=self.value()).values_list("id", flat=True)
+        return queryset.filter(agent_version__in=list(versions))
 
 
 @admin.register(Job)

@@ -128,7 +128,10 @@ def new_job(request: HttpRequest) -> HttpResponse:
             for fault in error.errors:
                 form.add_error("input" if fault["pointer"].startswith("/input") else None, _said(fault))
         else:
-            messages.success(request, "Submitted." if not job.is_final else "No agent fits this task.")
+            if job.is_final:
+                messages.warning(request, "No agent fits this task.")
+            else:
+                messages.success(request, "Submitted.")
             return redirect("admin:jobs_job_change", job.id)
     return _page(request, form, status=422)
 

@@ -277,7 +277,7 @@
     tell() {
       const shown = this.lines.length.toLocaleString();
       const all = this.events.length.toLocaleString();
-      this.count.textContent = this.events.length ? `${shown} line${this.lines.length === 1 ? "" : "s"} of ${all} events` : "";
+      this.count.textContent = this.events.length ? `${shown} line${plural(this.lines)} of ${all} event${plural(this.events)}` : "";
       this.note.hidden = this.lines.length > 0;
       if (this.lines.length) return;
       if (this.events.length) this.note.textContent = "No line passes the filter.";
@@ -359,6 +359,7 @@
     "job.queued": (data) => data.reason ? `Queued (${words(data.reason)})` : "Queued",
     "job.scheduled": (data) => data.reason ? `Scheduled (${words(data.reason)})` : "Scheduled",
     "job.started": (_, event) => `Attempt ${event.attempt} started`,
+    "job.progress": (data) => typeof data.fraction === "number" ? `Progress ${Math.round(data.fraction * 100)} %` : "Progress",
     "job.retrying": () => "Will be tried again",
     "job.waiting": (data) => data.reason ? `Waiting (${words(data.reason)})` : "Waiting",
     "job.completed": () => "Completed",
@@ -372,6 +373,10 @@
     "question.expired": () => "Nobody answered in time",
     "artifact.created": () => "Artifact",
   };
+
+  function plural(list) {
+    return list.length === 1 ? "" : "s";
+  }
 
   function words(code) {
     return String(code).replaceAll("_", " ");
