@@ -9,9 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from django.urls import path
+from django.urls import path, re_path
 
-from engine.bridge import ASGIApplication, Scope
+from engine.bridge import ASGIApplication, Receive, Scope, Send
 from jobs import streams
 from jobs.consumers import JobEventsConsumer
 
@@ -37,7 +37,17 @@ HTTP_ROUTES: list[AsyncRoute] = [
     AsyncRoute("POST", re.compile(f"/api/v1/jobs/{JOB}/respond"), streams.wants_wait, streams.answer_later),
 ]
 
-WEBSOCKET_ROUTES: list[Any] = [path("ws/v1/jobs/<uuid:job_id>", JobEventsConsumer.as_asgi())]
+
+async def refuse(scope: Scope, receive: Receive, send: Send) -> None:
+    """Refuse a handshake for an address that does not exist."""
+    await send({"type": "websocket.close"})
+
+
+WEBSOCKET_ROUTES: list[Any] = [
+    path("ws/v1/jobs/<uuid:job_id>", JobEventsConsumer.as_asgi()),
+    # Last: for an address that it does not know, the router would raise. (Django's stubs know no ASGI.)
+    re_path("", refuse),  # type: ignore[arg-type]
+]
 
 
 def async_app_for(scope: Scope) -> ASGIApplication | None:

@@ -221,6 +221,8 @@ class WebServer(Server):
     def _listen(self) -> None:
         """Just before the reactor runs: nothing has been accepted yet."""
         self.ws_factory.protocol = Socket
+        # Autobahn cuts off after a second; a slow client still has what came before the close frame to read.
+        self.ws_factory.closeHandshakeTimeout = STALL_SECONDS
         self.listener.setblocking(False)
         self.port = reactor.adoptStreamPort(self.listener.fileno(), self.listener.family, Factory(self))
         self.listener.close()  # the port has a descriptor of its own
@@ -245,6 +247,7 @@ class WebServer(Server):
                 connection.loseConnection()
         for protocol, details in list(self.connections.items()):
             if isinstance(protocol, WebSocketProtocol):
+                protocol.closeHandshakeTimeout = 1  # it goes on elsewhere, from what it has read
                 protocol.sendClose(CLOSE_RESTARTING)
             elif is_event_stream(protocol) and "application_instance" in details:
                 details["application_instance"].cancel()  # it would never end by itself

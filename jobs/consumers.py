@@ -18,7 +18,8 @@ from engine.bridge import ClientGone
 from engine.errors import NotFound
 from engine.problems import Forbidden, NotAuthenticated
 from jobs import watching
-from jobs.hub import AccessEnded, HubFailed, TooManyStreams, Watch, hub
+from jobs.errors import TooManyStreams
+from jobs.hub import AccessEnded, HubFailed, Watch, hub
 
 # Nothing has to be sent while a job is silent: the server's own pings keep the connection open.
 PATIENCE_SECONDS = 3600.0

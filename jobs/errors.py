@@ -3,6 +3,7 @@
 from http import HTTPStatus
 
 from engine.errors import Conflict, EngineError, NotFound, ValidationFailed
+from engine.problems import TooManyRequests
 
 
 class JobNotFound(NotFound):
@@ -88,3 +89,16 @@ class QueueFull(EngineError):
     """The project has as many unfinished jobs as it may; try again when some are done."""
 
     status, code, title = HTTPStatus.TOO_MANY_REQUESTS, "queue_full", "The project's queue is full"
+
+
+class RangeNotSatisfiable(EngineError):
+    """The range that was asked for lies outside of the file; `Content-Range` says how long it is."""
+
+    status, code = HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, "range_not_satisfiable"
+    title = "The file has no such range"
+
+
+class TooManyStreams(TooManyRequests):
+    """This key, or this server, has as many streams open as it may; close some, or try again later."""
+
+    code, title = "too_many_streams", "Too many streams are open"

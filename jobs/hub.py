@@ -1,11 +1,11 @@
 """Live events for any number of watchers: one LISTEN connection per web process, one read per job and news.
 
 The table is the truth (I7). A notification only says "look": the hub then reads what is new, once for each job and
-for all jobs together, encodes each event once, and keeps the last of them in a short ring that all watchers of the
-job share. A watcher is a cursor: it takes what the ring has beyond the cursor, and reads the table by itself where the
-ring no longer (or not yet) reaches back that far. So nobody is buffered for, a slow reader costs the others nothing,
-and what a lost notification, a lost connection or a restart leaves out is found by the cursor. Each second every
-followed job is looked at without having been asked for.
+for all jobs together, encodes each event once, and keeps what not all have taken yet in a short ring, which all who
+watch the job share. A watcher is a cursor: it takes what the ring has beyond the cursor, and reads the table by itself
+where the ring does not reach back that far. So nobody is buffered for, a slow reader costs the others nothing, and
+what a lost notification, a lost connection or a restart leaves out is found by the cursor. Each second every followed
+job is looked at without having been asked for.
 
 Everything here runs on the event loop of the web process but for the reads, which have threads of their own.
 """
@@ -29,7 +29,7 @@ from django.db import close_old_connections, connection
 from psycopg import sql
 
 from engine.database import direct_dsn
-from engine.problems import TooManyRequests
+from jobs.errors import TooManyStreams
 from jobs.models import Job
 from jobs.serializers import event_json
 from jobs.wakeups import JOB_CHANNEL
@@ -58,12 +58,6 @@ MOST_WATCHES, MOST_WATCHES_EACH = 5_000, 500
 FINAL_TYPES = frozenset(f"job.{status}" for status in Job.FINAL)
 
 T = TypeVar("T")
-
-
-class TooManyStreams(TooManyRequests):
-    """This key, or this server, has as many streams open as it may; close some, or try again later."""
-
-    code, title = "too_many_streams", "Too many streams are open"
 
 
 class AccessEnded(Exception):
@@ -121,7 +115,10 @@ class Feed:
             self._bytes += len(line.text)
             if line.is_final:
                 self.final = line
-        while self._ring and (len(self._ring) > RING_LINES or self._bytes > RING_BYTES):
+        taken = min((watch.cursor for watch in self.watches), default=self.head)  # by everybody
+        while self._ring and (
+            self._ring[0].seq <= taken or len(self._ring) > RING_LINES or self._bytes > RING_BYTES
+        ):
             oldest = self._ring.popleft()
             self.floor = oldest.seq
             self._bytes -= len(oldest.text)

@@ -3,18 +3,10 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from http import HTTPStatus
 
-from engine.errors import EngineError
+from jobs.errors import RangeNotSatisfiable
 
 _ONE_RANGE = re.compile(r"bytes\s*=\s*(\d{0,18})\s*-\s*(\d{0,18})\s*", re.IGNORECASE | re.ASCII)
-
-
-class RangeNotSatisfiable(EngineError):
-    """The range that was asked for lies outside of the file; `Content-Range` says how long it is."""
-
-    status, code = HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, "range_not_satisfiable"
-    title = "The file has no such range"
 
 
 @dataclass(frozen=True)

@@ -389,6 +389,8 @@ class JobSerializer(JobSummarySerializer):
     @extend_schema_field(InputFileSerializer(many=True))
     def get_input_files(self, job: Job) -> Any:
         """By name."""
+        if self.is_new and not self.context.get("has_files"):
+            return []
         return InputFileSerializer(job.input_files.order_by("name"), many=True).data
 
     @extend_schema_field(ArtifactSerializer(many=True))

@@ -180,7 +180,7 @@ class JobsView(APIView):
         project: Project,
     ) -> Response:
         job = services.submit(replace(order, files=files), by=caller(request), project=project)
-        document = JobSerializer(job, context={"is_new": True}).data
+        document = JobSerializer(job, context={"is_new": True, "has_files": bool(files)}).data
         return Response(document, status=HTTPStatus.CREATED, headers={"Location": job_url(job.id)})
 
 

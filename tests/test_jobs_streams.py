@@ -26,6 +26,7 @@ from django.db import connection, connections
 from django.test import Client
 from django.utils import timezone
 from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
 
 from apikeys import services as keys
 from apikeys.models import ApiKey
@@ -285,8 +286,24 @@ def test_many_sockets_on_one_job_each_see_every_line(
             talker.say(10)
         talker.end()
 
-        for client in clients:
-            assert [frame["seq"] for frame in frames(client)] == list(range(1, talker.last + 1))
+        # All at once: who is not read from for long is taken for dead.
+        for received in stack.enter_context(ThreadPoolExecutor(30)).map(frames, clients):
+            assert [frame["seq"] for frame in received] == list(range(1, talker.last + 1))
+
+
+def test_a_reader_who_is_slow_at_the_end_still_gets_the_end(
+    server: Instance, key: KeyInHand, talker: Talker
+) -> None:
+    with socket(server, talker.job.id, secret=key.secret, max_queue=1) as client:
+        frames(client, until=talker.last)
+        talker.say(300, size=2_000)
+        talker.end()
+        with socket(server, talker.job.id, secret=key.secret) as other:
+            assert close_code(other) == 4000  # the server has closed the slow one as well
+        time.sleep(2)  # what is tested is time: Autobahn by itself waits one second for an answer
+
+        assert [frame["seq"] for frame in frames(client)] == list(range(3, talker.last + 1))
+        assert close_code(client) == 4000
 
 
 def memory_kb(pid: int) -> int:
@@ -300,21 +317,24 @@ def test_a_reader_that_does_not_read_costs_no_memory_and_holds_nobody_up(
     server: Instance, key: KeyInHand, talker: Talker
 ) -> None:
     (program,) = server.programs
-    with (
-        socket(server, talker.job.id, secret=key.secret, max_queue=1) as slow,
-        socket(server, talker.job.id, secret=key.secret) as quick,
-    ):
-        first = frames(quick, until=talker.last)
-        before = memory_kb(program.pid)
-        for _ in range(20):  # 20 MB that the slow one does not take
-            talker.say(500, size=2_000)
-            first += frames(quick, until=talker.last)
-        grown = memory_kb(program.pid) - before
-        talker.end()
+    with socket(server, talker.job.id, secret=key.secret) as quick:
+        seen = frames(quick, until=talker.last)
 
-        assert grown < 10_000
-        assert [frame["seq"] for frame in first] == list(range(1, talker.last))
-        assert [frame["seq"] for frame in frames(slow)] == list(range(1, talker.last + 1))
+        def say_and_read(rounds: int) -> int:
+            for _ in range(rounds):
+                talker.say(500, size=2_000)
+                seen.extend(frames(quick, until=talker.last))
+            return memory_kb(program.pid)
+
+        usual = say_and_read(10)
+        with socket(server, talker.job.id, secret=key.secret, max_queue=1) as slow:
+            beside_a_slow_one = say_and_read(20)
+            talker.end()
+            seen_slowly = frames(slow)
+
+    assert beside_a_slow_one - usual < 10_000  # of 30 MB that the slow one has not taken
+    assert [frame["seq"] for frame in seen] == list(range(1, talker.last))
+    assert [frame["seq"] for frame in seen_slowly] == list(range(1, talker.last + 1))
 
 
 # --- who may watch ---
@@ -356,6 +376,18 @@ def test_a_page_of_another_host_is_refused_at_the_handshake(
         ):
             pass
         assert refusal.value.response.status_code == 403
+
+
+def test_a_socket_to_nowhere_is_refused_quietly(server: Instance, key: KeyInHand) -> None:
+    for address in ("ws/v1/jobs", "ws/v1/jobs/1", "ws", ""):
+        with (
+            pytest.raises(InvalidStatus) as refusal,
+            connect(f"{server.url.replace('http', 'ws')}/{address}"),
+        ):
+            pass
+        assert refusal.value.response.status_code == 403
+
+    assert "Exception inside application" not in server.programs[0].output()
 
 
 @pytest.mark.parametrize("query", ["", "?after=1", "?level=loud", "?after=x"])

@@ -12,7 +12,8 @@ import pytest
 from django.db import DatabaseError
 
 from jobs import hub as hubs
-from jobs.hub import AccessEnded, Hub, HubFailed, Line, TooManyStreams, Watch
+from jobs.errors import TooManyStreams
+from jobs.hub import AccessEnded, Hub, HubFailed, Line, Watch
 
 SECONDS = 5.0
 
@@ -140,6 +141,22 @@ def test_watchers_that_come_together_share_their_reads_of_the_past(table: Table)
 
         assert seen == [list(range(1, 1_201))] * 100
         assert table.reads[job, 0] + table.reads[job, 500] < 10
+
+    run(test)
+
+
+def test_what_all_have_taken_is_kept_by_nobody(table: Table) -> None:
+    job = uuid4()
+    table.write(job, 1)
+
+    async def test(hub: Hub) -> None:
+        watches = [follow(hub, table, job, after=1) for _ in range(3)]
+        for _ in range(5):
+            table.write(job, 100)
+            await asyncio.gather(*(take(watch, table.head(job)) for watch in watches))
+        (feed,) = hub._feeds.values()
+
+        assert len(feed._ring) <= 100  # the last news alone
 
     run(test)
 
