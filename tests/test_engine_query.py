@@ -1,7 +1,7 @@
 """What may follow the question mark, and the pages of a list."""
 
 from typing import Any
-from uuid import uuid4
+from uuid import UUID
 
 import pytest
 from django.test import Client
@@ -119,7 +119,7 @@ def test_a_page_has_50_rows_unless_told_and_never_more_than_200(web: Client) -> 
 
 @pytest.mark.django_db
 @pytest.mark.parametrize(
-    "cursor", ["x", "%00", "====", "AAAA", "a" * 201, str(uuid4()), "%F0%9F%98%80", "-1", ""]
+    "cursor", ["x", "%00", "====", "AAAA", "a" * 201, str(UUID(int=7)), "%F0%9F%98%80", "-1", ""]
 )
 def test_a_cursor_that_no_list_gave_out_is_refused(web: Client, cursor: str) -> None:
     answer = web.get(f"/api/pages?cursor={cursor}")
