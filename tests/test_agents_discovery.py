@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from django.db import transaction
+from django.db.models import Q
 from pytest_django import Settings
 
 from agents import discovery, embeddings, queries, services, shipped
@@ -288,6 +289,26 @@ def test_saying_it_again_and_again_lifts_no_card(
     before, after = places(honest), places(stuffed)
 
     assert all(late >= early for early, late in zip(before, after, strict=True))
+
+
+def test_by_words_alone_repeating_them_makes_a_card_weaker() -> None:
+    by = member()
+    card = "Translates a contract. Answers letters from customers in a friendly tone."
+    honest, stuffed, *_ = register_all(
+        by,
+        [
+            make_noop("honest", card, name="It"),
+            make_noop("stuffed", card + " translate contract" * 60, name="It"),
+            *cards(10),
+        ],
+    )
+
+    registry = discovery._registry(by, Q())
+    length = queries.average_length(registry)
+    found = queries.rank(registry, "translate contract", None, space="", average_length=length, limit=12)
+
+    score = {one.version: one.score for one in found}
+    assert score[stuffed.id] < score[honest.id]
 
 
 def test_an_agent_for_everything_does_not_rise_for_tasks_of_others() -> None:
