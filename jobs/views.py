@@ -1,20 +1,18 @@
 """Jobs, their logs, files and questions over HTTP. Each view reads the request, calls one service, shapes the reply."""
 
 import hashlib
-import io
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
-from typing import IO, Any
+from typing import Any
 from uuid import UUID
 
 from django.core.files.uploadedfile import UploadedFile
 from django.db.models import Prefetch, QuerySet
 from django.http import HttpResponse, HttpResponseBase, QueryDict, StreamingHttpResponse
 from django.utils.cache import get_conditional_response
-from django.utils.http import content_disposition_header
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiParameter, OpenApiResponse, extend_schema, inline_serializer
 from rest_framework import serializers
@@ -34,7 +32,7 @@ from engine.openapi import PAGE_QUERY, page_of
 from engine.pages import PAGE_PARAMS, paginate
 from engine.problems import Forbidden, pointer_part
 from engine.query import Several, identifier, instant, one_of, query_params, text, whole_number
-from jobs import metrics, ranges, services, storage, uploads, watching
+from jobs import downloads, metrics, services, uploads, watching
 from jobs.errors import ArtifactNotFound, QuestionNotFound
 from jobs.models import Artifact, Event, Job, Question
 from jobs.serializers import (
@@ -412,17 +410,6 @@ def all_events(job: Job, params: dict[str, Any], after: int) -> Iterator[dict[st
 
 # --- artifacts ---
 
-# What a browser may show by itself, and as what: everything else is only ever downloaded.
-SHOWN_AS = {
-    "image/png": "image/png",
-    "image/jpeg": "image/jpeg",
-    "application/json": "application/json",
-    "text/csv": "text/plain; charset=utf-8",
-    "text/plain": "text/plain; charset=utf-8",
-    "text/markdown": "text/plain; charset=utf-8",
-}
-BLOCK_BYTES = 256 * 1024
-
 
 class ArtifactsView(APIView):
     """/api/v1/jobs/ID/artifacts."""
@@ -473,66 +460,7 @@ class ArtifactView(APIView):
         artifact = artifacts.filter(job_id=job_id, id=artifact_id).first()
         if artifact is None:
             raise ArtifactNotFound(artifact_id=str(artifact_id))
-        return download(request, artifact, inline=params.get("inline") in ("1", "true"))
-
-
-def download(request: Request, artifact: Artifact, *, inline: bool) -> HttpResponseBase:
-    """The answer that carries an artifact's bytes: made by an agent, so nothing in them may run in a browser."""
-    shown = SHOWN_AS.get(artifact.media_type) if inline else None
-    headers = {
-        "Content-Type": shown or artifact.media_type,
-        "Content-Disposition": content_disposition_header(shown is None, artifact.name.rpartition("/")[2])
-        or "",
-        "Content-Security-Policy": "sandbox; default-src 'none'",
-        "X-Content-Type-Options": "nosniff",
-        "Cache-Control": "private, no-cache",
-        "Accept-Ranges": "bytes",
-        "ETag": f'"{artifact.sha256}"',
-    }
-    unchanged = get_conditional_response(
-        request._request, etag=headers["ETag"], response=HttpResponse(headers=headers)
-    )
-    if unchanged is not None and unchanged.status_code != HTTPStatus.OK:
-        return unchanged
-    part = ranges.wanted(request.headers, etag=headers["ETag"], size=artifact.size)
-    headers["Content-Length"] = str(part.length)
-    if part.is_partial:
-        headers["Content-Range"] = f"bytes {part.start}-{part.start + part.length - 1}/{artifact.size}"
-    status = HTTPStatus.PARTIAL_CONTENT if part.is_partial else HTTPStatus.OK
-    if request.method == "HEAD":
-        return HttpResponse(status=status, headers=headers)
-    blocks = Blocks(opened(artifact), part.start, part.length)
-    return StreamingHttpResponse(blocks, status=status, headers=headers)
-
-
-def opened(artifact: Artifact) -> IO[bytes]:
-    """The stored bytes. Raises ArtifactNotFound where they are gone."""
-    try:
-        return storage.storage().open(artifact.storage_key, "rb")
-    except FileNotFoundError:
-        raise ArtifactNotFound("The file is no longer stored", artifact_id=str(artifact.id)) from None
-
-
-class Blocks(Iterator[bytes]):
-    """A part of a file in blocks. Whoever sends them waits for the client between two, and closes it at the end."""
-
-    def __init__(self, file: IO[bytes], start: int, length: int) -> None:
-        self.file = file
-        self.left = length
-        if start:
-            file.seek(start, io.SEEK_SET)
-
-    def __next__(self) -> bytes:
-        """The next block."""
-        block = self.file.read(min(self.left, BLOCK_BYTES))
-        if not block:
-            raise StopIteration
-        self.left -= len(block)
-        return block
-
-    def close(self) -> None:
-        """Close the file."""
-        self.file.close()
+        return downloads.download(request, artifact, inline=params.get("inline") in ("1", "true"))
 
 
 # --- questions ---
