@@ -14,11 +14,11 @@ from jobs.models import Artifact, Job, Question
 from tests.jobs import ask, claim_one, log_line, make_job, make_worker, question, settlement, write
 
 
-def make_person(name: str = "ada", *permissions: str) -> User:
+def make_person(name: str = "ada", *permissions: str, password: str | None = None) -> User:
     """A superuser, or with `permissions` ("jobs.view_job") a member of staff who has these alone."""
     if not permissions:
-        return User.objects.create_superuser(name, password="correct horse battery")
-    person = User.objects.create_user(name, password="correct horse battery", is_staff=True)
+        return User.objects.create_superuser(name, password=password)
+    person = User.objects.create_user(name, password=password, is_staff=True)
     for permission in permissions:
         app, _, codename = permission.partition(".")
         person.user_permissions.add(Permission.objects.get(content_type__app_label=app, codename=codename))

@@ -15,7 +15,7 @@ from tests.dashboard import asking, completed, make_person, signed_in, sole_ques
 from tests.factories import make_key, make_project
 from tests.jobs import claim_one, make_job, make_version, make_worker
 
-pytestmark = pytest.mark.django_db(transaction=True)
+pytestmark = pytest.mark.django_db
 
 FORM = {
     "type": "object",
@@ -358,7 +358,6 @@ def test_a_job_is_submitted_with_files(browser: Client) -> None:
         assert content.read() == b"x,y\n1,2\n"
     downloaded: Any = browser.get(f"/admin/jobs/job/{job.id}/inputs/{kept['a.csv'].id}/")
     assert b"".join(downloaded.streaming_content) == b"x,y\n1,2\n"
-    downloaded.close()
 
 
 def test_a_job_that_is_refused_keeps_no_file(browser: Client, tmp_path: Path) -> None:

@@ -147,7 +147,7 @@ def state(page: Page) -> Any:
 
 
 def test_the_first_login_leads_to_the_overview(chromium: Browser, server: Instance) -> None:
-    make_person("ada")
+    make_person("ada", password="correct horse battery")
     page = chromium.new_context(base_url=server.url).new_page()
 
     page.goto("/admin/login/")

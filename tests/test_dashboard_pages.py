@@ -14,7 +14,7 @@ from tests.dashboard import asking, completed, make_agent, make_artifact, make_p
 from tests.factories import make_key
 from tests.jobs import make_job, make_worker
 
-pytestmark = pytest.mark.django_db(transaction=True)
+pytestmark = pytest.mark.django_db
 
 HOSTILE = "<script>alert(1)</script>\x1b[31m\u202egnp.exe"
 LISTS = [
@@ -294,11 +294,9 @@ def test_the_inbox_says_beside_its_name_how_many_wait(browser: Client) -> None:
 
 
 def fetched(browser: Client, address: str) -> tuple[Any, bytes]:
-    """Headers and content of a file, read to its end."""
+    """Headers and content of a file, read to its end, which closes it."""
     reply: Any = browser.get(address)
-    content = b"".join(reply.streaming_content)
-    reply.close()
-    return reply.headers, content
+    return reply.headers, b"".join(reply.streaming_content)
 
 
 def test_the_log_is_downloaded_as_text(browser: Client) -> None:
