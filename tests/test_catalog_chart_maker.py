@@ -31,6 +31,14 @@ def test_a_task_that_says_all_needs_no_question(tmp_path: Path) -> None:
     assert run.is_png("chart.png")
 
 
+def test_groups_are_drawn_side_by_side_under_one_spelling(tmp_path: Path) -> None:
+    table = "region,channel,revenue\nN,shop,1\nN,Shop,2\nN,shop,4\nN,online,8\nN,online,16\n"
+
+    run = run_agent(tmp_path, SLUG, "revenue by region and channel", files={"sales.csv": table})
+
+    assert [(row["channel"], row["revenue"]) for row in points(run)] == [("online", "24"), ("shop", "7")]
+
+
 def test_it_asks_for_the_columns_that_the_task_leaves_open(tmp_path: Path) -> None:
     run = run_agent(
         tmp_path, SLUG, "Draw me a chart", files={"sales.csv": SALES}, answers=["channel", "rating"]

@@ -2,6 +2,9 @@
 
 import re
 from pathlib import Path
+from xml.parsers.expat import ExpatError
+from zipfile import BadZipFile
+from zlib import error as ZlibError
 
 from engine_agent import UserError
 from files import kind_of, read_text
@@ -64,9 +67,6 @@ def html_to_markdown(html: str) -> str:
 
 def docx_to_html(path: Path, media: Path | None) -> str:
     """Word's content as HTML, by its styles."""
-    from xml.parsers.expat import ExpatError
-    from zlib import error as ZlibError
-
     import mammoth
 
     def save(image):
@@ -83,7 +83,7 @@ def docx_to_html(path: Path, media: Path | None) -> str:
         with path.open("rb") as file:
             pictures = mammoth.images.img_element(save)
             return mammoth.convert_to_html(file, convert_image=pictures, style_map=TITLES).value
-    except (KeyError, ValueError, OSError, ExpatError, ZlibError) as error:
+    except (KeyError, ValueError, OSError, BadZipFile, ExpatError, ZlibError) as error:
         raise UserError(
             f"{path.name} is damaged: {error}", remedy="Open it in Word and save it again."
         ) from error

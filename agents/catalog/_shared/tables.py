@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from zipfile import BadZipFile
+from zlib import error as ZlibError
 
 import numpy as np
 import pandas as pd
@@ -32,7 +34,8 @@ csv.field_size_limit(1 << 30)
 class Table:
     """A table in a file. Cells are read as text; `numbers` and `dates` below turn a column into values."""
 
-    path: Path
+    name: str  # of the file as it was sent
+    path: Path  # the file that is read: that one, or what it was converted to
     encoding: str
     delimiter: str
     columns: list[str]
@@ -56,8 +59,8 @@ def open_table(path: Path) -> Table:
     """Find out how the table is written and check that all of it can be read. Raises UserError."""
     facts = step("open the table", inspect, path)
     converted = facts.pop("converted")
-    table = Table(path=Path(converted) if converted else path, **facts)
-    log(f"{path.name}: {table.rows:,} rows, {len(table.columns)} columns: {', '.join(table.columns[:12])}")
+    table = Table(name=path.name, path=Path(converted) if converted else path, **facts)
+    log(f"{table.name}: {table.rows:,} rows, {len(table.columns)} columns: {', '.join(table.columns[:12])}")
     return table
 
 
@@ -89,7 +92,7 @@ def inspect(path: Path) -> dict:
             level="warning",
         )
     facts = {"encoding": encoding, "delimiter": delimiter, "columns": columns, "header": header}
-    rows = count_rows(Table(path=source, rows=0, **facts))
+    rows = count_rows(Table(name=path.name, path=source, rows=0, **facts))
     if rows == 0:
         raise UserError(
             f"{path.name} has a header line but no rows.", remedy="Send a file with at least one row of data."
@@ -119,7 +122,7 @@ def read_csv(table: Table, positions: list[int], size: int) -> Iterator[pd.DataF
         return
     except pd.errors.ParserError as error:
         raise UserError(
-            f"{table.path.name} cannot be read as a table: {str(error).removeprefix(PANDAS_SAYS)}.",
+            f"{table.name} cannot be read as a table: {str(error).removeprefix(PANDAS_SAYS)}.",
             remedy="Look for a quotation mark that never closes, or export the file again as CSV.",
         ) from error
 
@@ -192,7 +195,16 @@ def excel_rows(path: Path) -> Iterator[list]:
             for row in sheet.iter_rows(values_only=True):
                 if any(cell is not None for cell in row):
                     yield ["" if cell is None else cell for cell in row]
-    except (KeyError, ValueError, IndexError, AttributeError, SyntaxError, OSError) as error:
+    except (
+        KeyError,
+        ValueError,
+        IndexError,
+        AttributeError,
+        SyntaxError,
+        OSError,
+        BadZipFile,
+        ZlibError,
+    ) as error:
         raise UserError(f"{path.name} is a damaged workbook: {error}", remedy=SAVE_AS_CSV) from error
 
 

@@ -28,7 +28,7 @@ def main(task, inputs):
     scores = score(table, column)
     labels = labels_of(scores)
     progress(0.8, "Writing the results")
-    result = {"file": table.path.name, "column": column, "sample": origin == "sample"}
+    result = {"file": table.name, "column": column, "sample": origin == "sample"}
     result |= describe(table, column, scores, labels)
     result["agreement"] = agreement(table, scores)
     counts = ", ".join(f"{count:,} {name}" for name, count in result["counts"].items())
@@ -82,7 +82,7 @@ def choose_column(table, task, inputs):
     ]
     if not texts:
         raise UserError(
-            f"No column of {table.path.name} holds written reviews. Columns: {columns_in_words(kinds)}.",
+            f"No column of {table.name} holds written reviews. Columns: {columns_in_words(kinds)}.",
             remedy='Send a table with one review per row, or name the column in the input: {"text_column": "…"}.',
         )
     in_task = [name for name in texts if re.search(rf"\b{re.escape(name.lower())}\b", task.lower())]
