@@ -131,14 +131,12 @@ def discover(by: Caller, task: str, *, limit: int = 5, filters: Filters | None =
         confidences = [yardstick.confidence(Evidence.of(one, view.familiarity)) for one in found]
         return _results(found, confidences)
 
-    results = ranked(_conditions(filters))
+    conditions, wider = _conditions(filters), _conditions(filters, unavailable_too=True)
+    results = ranked(conditions)
     decision = _decision(results, by)
-    nearest = []
+    nearest: list[Result] = []
     if decision == "none":
-        results, nearest = (
-            [],
-            results if filters.unavailable_too else ranked(_conditions(filters, unavailable_too=True)),
-        )
+        results, nearest = [], results if wider == conditions else ranked(wider)
     return Discovery(decision, results, nearest, degraded=view.vector is None, space=view.space)
 
 
