@@ -52,7 +52,8 @@ def follow(client: httpx.Client, job_id: str) -> dict[str, Any]:
         for event in page["items"]:
             after = event["seq"]
             if event["type"] in SHOWN_EVENTS and event["message"]:
-                say(f"    {printable(event['message'])}")
+                about = "Artifact: " if event["type"] == "artifact.created" else ""
+                say(f"    {about}{printable(event['message'])}")
         if job["status"] in FINAL and not page["items"]:
             return job
         time.sleep(PAUSE_SECONDS)
