@@ -496,6 +496,7 @@ class Story:
             provider, wanted = self.provider, kill_after
             recorder.after = lambda count: provider.opened[-1].signal(9) if count == wanted else None
         running = asyncio.create_task(run_attempt(self.claimed(), recorder, self.provider, self.control))
+        self.running = running
         beside = asyncio.create_task(meanwhile(self, recorder)) if meanwhile else None
         try:
             async with asyncio.timeout(DEADLINE_SECONDS):

@@ -368,6 +368,21 @@ def test_a_lost_lease_stops_the_program_at_once(make_story: MakeStory) -> None:
     assert process.returncode == -9
 
 
+def test_an_attempt_whose_task_is_cancelled_leaves_no_program_behind(make_story: MakeStory) -> None:
+    async def stop(story: Story, recorder: MemoryRecorder) -> None:
+        await until(lambda: len(story.durable.ends) > 2)
+        story.running.cancel()
+
+    story = make_story(LOOP)
+
+    with pytest.raises(asyncio.CancelledError):
+        story.attempt(meanwhile=stop)
+    assert isinstance(story.provider, PipeProvider)
+    process = story.provider.opened[0].process
+    assert process is not None
+    assert process.returncode == -9
+
+
 def test_a_refused_write_ends_the_attempt(make_story: MakeStory, monkeypatch: pytest.MonkeyPatch) -> None:
     async def refused(self: MemoryRecorder, step: Any) -> None:
         raise LeaseLostError

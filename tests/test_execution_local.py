@@ -1,5 +1,6 @@
 """Agents in real local sandboxes: what the fakes of the other tests promise holds there too."""
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -170,6 +171,28 @@ def test_a_cancelled_agent_cleans_up(make_story: MakeStory, sandboxes: Sandboxes
 
     assert isinstance(story.attempt(meanwhile=cancel), Cancelled)
     assert story.lines("agent") == ["cleaned up"]
+
+
+def test_an_attempt_whose_task_is_cancelled_ends_at_once(make_story: MakeStory, sandboxes: Sandboxes) -> None:
+    source = """
+    import time
+    from engine_agent import step
+
+    def main(task, inputs):
+        step("a", int)
+        time.sleep(60)
+    """
+
+    async def stop(story: Story, recorder: MemoryRecorder) -> None:
+        await until(lambda: len(story.durable.ends) > 0)
+        story.running.cancel()
+        async with asyncio.timeout(10):
+            await asyncio.wait([story.running])
+
+    story = in_sandbox(make_story(source), sandboxes)
+
+    with pytest.raises(asyncio.CancelledError):
+        story.attempt(meanwhile=stop)
 
 
 def test_processes_and_threads_of_an_agent_work_inside(make_story: MakeStory, sandboxes: Sandboxes) -> None:
