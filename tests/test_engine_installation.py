@@ -42,9 +42,7 @@ def machine(monkeypatch):
     monkeypatch.setattr(bubblewrap, "find_bwrap", lambda folder: None)
     monkeypatch.setattr(installation, "succeeds", machine.succeeds)
     monkeypatch.setattr(os, "geteuid", lambda: 0 if machine.root else 1000)
-    monkeypatch.setattr(
-        installation.shutil, "which", lambda name: f"/usr/bin/{name}" if machine.apt else None
-    )
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}" if machine.apt else None)
     return machine
 
 
