@@ -424,6 +424,7 @@ class Story:
     files: tuple[InputFile, ...] = ()
     more_source: dict[str, str] = field(default_factory=dict)
     kind: str = "python"
+    seed: str = ""
     durable: Durable = field(default_factory=Durable)
     attempts: int = 0
     run: Callable[[Coroutine[Any, Any, Outcome]], Outcome] = (
@@ -455,6 +456,7 @@ class Story:
             agent=agent,
             files=self.files,
             journal=journal,
+            seed=self.seed,
             artifacts={name: artifact.sha256 for name, artifact in self.durable.artifacts.items()},
         )
 

@@ -1,6 +1,7 @@
 """What survives a crash: steps that ended, their files, their failures; and what an agent may not do."""
 
 import asyncio
+import copy
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -267,6 +268,26 @@ def test_a_step_cut_in_the_middle_runs_again_with_the_same_idempotency_key(
     key = result_of(story.attempt())
 
     assert counts(effects) == {key: 2}
+
+
+def test_a_job_that_continues_another_draws_the_same_chance_and_keys(make_story: MakeStory, effects: Path) -> None:
+    source = counting(
+        effects,
+        """
+    def main(task, inputs):
+        first = step("first", effect, "first")
+        return [first, random(), str(uuid()), step("key", idempotency_key), ask("Well?")]
+    """,
+    )
+    old = make_story(source)
+    assert isinstance(old.attempt(), outcomes.Suspended)
+    old.durable.answers["ask#1"] = "well"
+    new = make_story(source, seed=str(old.id), durable=copy.deepcopy(old.durable))
+    other = make_story(source)
+
+    assert result_of(new.attempt()) == result_of(old.attempt())
+    assert counts(effects) == {"first": 1}
+    assert result_of(other.to_end(lambda question: "well")) != result_of(old.attempt())
 
 
 def test_a_failed_step_runs_again_when_the_job_is_retried(make_story: MakeStory, effects: Path) -> None:

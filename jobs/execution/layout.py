@@ -56,15 +56,15 @@ def spec_of(job: ClaimedJob, stack: ExitStack) -> SandboxSpec:
 
 
 def _agent(job: ClaimedJob) -> Iterator[SandboxFile]:
-    description = {"task": job.task, "inputs": job.input, "seed": job.seed or _seed(job)}
+    description = {"task": job.task, "inputs": job.input, "seed": _seed(job)}
     yield SandboxFile("sdk/job.json", json.dumps(description).encode())
     for name, text in job.agent.source.items():
         yield SandboxFile(f"agent/{name}", text.encode())
 
 
 def _seed(job: ClaimedJob) -> str:
-    """From the id, which itself never goes inside."""
-    return hashlib.sha256(f"seed of {job.id}".encode()).hexdigest()
+    """From the id of the first job of a chain; no id itself goes inside."""
+    return hashlib.sha256(f"seed of {job.seed or job.id}".encode()).hexdigest()
 
 
 def _inputs(job: ClaimedJob, stack: ExitStack) -> Iterator[SandboxFile]:

@@ -73,8 +73,8 @@ class ClaimedJob:
     files: tuple[InputFile, ...] = ()
     journal: Journal = Journal()
     artifacts: Mapping[str, str] = field(default_factory=dict)  # of earlier attempts: name -> sha256
-    # The source of the agent's chance and idempotency keys: the same in every attempt, and in a job that continues
-    # this one from its checkpoint. Empty: made from the id.
+    # Where the agent's chance, idempotency keys and signatures come from: the same in every attempt, and in a job that
+    # continues another from its checkpoint. Empty: the job's own id.
     seed: str = ""
     timeout_seconds: int | None = None  # wall time of this attempt, where the job sets its own
     logged_lines: int = 0  # by earlier attempts: caps hold per job
