@@ -3,15 +3,13 @@
 from dataclasses import dataclass
 from datetime import datetime
 
-from django.db import transaction
-
 from agents import services as agents
 from agents.models import Agent
 from apikeys import services as keys
 from apikeys.callers import Caller
 from apikeys.errors import ScopeMissing
 from apikeys.scopes import Scope
-from jobs import claiming, wakeups
+from jobs import claiming, failpoints, wakeups
 from jobs.models import Job, PausedAgent, Queue
 from jobs.services import database_time
 
@@ -49,14 +47,14 @@ def _state(name: str, paused: Queue | None, by: Caller) -> QueueState:
     )
 
 
-@transaction.atomic
+@failpoints.commit("pause_queue")
 def pause_queue(name: str, *, by: Caller) -> None:
     """Let no worker claim from this queue until it is resumed; running jobs go on."""
     Queue.objects.update_or_create(name=name, defaults={"paused_at": database_time(), "paused_by": by.label})
     keys.audit(by, "queue.pause", name)
 
 
-@transaction.atomic
+@failpoints.commit("resume_queue")
 def resume_queue(name: str, *, by: Caller) -> None:
     """Open the queue again. Does nothing to one that is open."""
     Queue.objects.filter(name=name).update(paused_at=None, paused_by="")
@@ -64,7 +62,7 @@ def resume_queue(name: str, *, by: Caller) -> None:
     wakeups.queues_filled(name)
 
 
-@transaction.atomic
+@failpoints.commit("pause_agent")
 def pause_agent(slug: str, *, by: Caller) -> None:
     """Let no worker claim this agent's jobs, of any version. Raises AgentNotFound, ScopeMissing."""
     agent = _holdable(slug, by)
@@ -72,7 +70,7 @@ def pause_agent(slug: str, *, by: Caller) -> None:
     keys.audit(by, "agent.pause", slug)
 
 
-@transaction.atomic
+@failpoints.commit("resume_agent")
 def resume_agent(slug: str, *, by: Caller) -> None:
     """Give the agent work again. Raises AgentNotFound, ScopeMissing."""
     agent = _holdable(slug, by)
