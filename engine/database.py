@@ -3,7 +3,8 @@
 from typing import Any
 
 from django.conf import settings
-from django.db import connection, connections
+from django.core.exceptions import ImproperlyConfigured
+from django.db import InterfaceError, OperationalError, connection, connections
 from psycopg.conninfo import make_conninfo
 
 
@@ -31,6 +32,28 @@ def libpq_parameters(database: dict[str, Any]) -> dict[str, Any]:
     }
     options: dict[str, Any] = database["OPTIONS"]
     return {name: value for name, value in named.items() if value} | options
+
+
+def refuse_risky_durability() -> None:
+    """In production, raise ImproperlyConfigured if a crash of the database could lose what it acknowledged.
+
+    A database that is away now passes: it may be back in a moment, and was right when it was set up.
+    """
+    if not settings.PRODUCTION:
+        return
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT name FROM pg_settings WHERE setting = 'off' "
+                "AND name IN ('fsync', 'full_page_writes', 'synchronous_commit')"
+            )
+            off = [name for (name,) in cursor.fetchall()]
+    except (OperationalError, InterfaceError):
+        return
+    if off:
+        raise ImproperlyConfigured(
+            f"The database runs with {', '.join(off)} off, and a crash would lose jobs: switch it on there."
+        )
 
 
 def limit_statements(seconds: float) -> None:

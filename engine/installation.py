@@ -43,6 +43,11 @@ def prepare() -> Access:
     """Everything that has to be there before a process starts. Raises StepFailed."""
     prepare_sandbox()
     prepare_database()
+    if settings.PRODUCTION:  # elsewhere they are served from where they lie
+        with step("Static files"):
+            run_command(
+                "collectstatic", "--no-input", remedy="manage.py collectstatic, and read what it says"
+            )
     return prepare_rows()
 
 
