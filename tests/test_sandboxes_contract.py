@@ -405,6 +405,38 @@ def test_a_file_can_only_be_placed_in_the_layout(sandboxes: Sandboxes, path: str
         sandboxes.run(sandboxes.provider.open(spec(files={path: b""})))
 
 
+def test_a_reader_that_leaves_does_not_confuse_the_next(sandboxes: Sandboxes) -> None:
+    async def work(sandbox: Sandbox) -> bytes:
+        await sandbox.start(START)
+        await collect(sandbox)
+        for _ in range(20):
+            leaving = [
+                asyncio.create_task(sandbox.list_files("outputs")),
+                asyncio.create_task(read(sandbox, "outputs/a")),
+            ]
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            for task in leaving:
+                task.cancel()
+            await asyncio.wait(leaving)
+        assert [entry.path for entry in await sandbox.list_files("outputs")] == ["a"]
+        return await read(sandbox, "outputs/a")
+
+    assert sandboxes.with_sandbox(work, "open('../outputs/a', 'w').write('a')") == b"a"
+
+
+def test_close_ends_whoever_waits_to_send(sandboxes: Sandboxes) -> None:
+    async def work(sandbox: Sandbox) -> None:
+        await sandbox.start(["python", "-c", "import time; time.sleep(600)"])
+        sending = asyncio.create_task(sandbox.send(b"x" * 1_000_000))
+        await asyncio.sleep(0.1)
+        await sandbox.close()
+        async with asyncio.timeout(5):
+            await sending
+
+    sandboxes.with_sandbox(work)
+
+
 def test_many_sandboxes_at_once_do_not_mix(sandboxes: Sandboxes) -> None:
     async def one(n: int) -> bytes:
         sandbox = await sandboxes.provider.open(

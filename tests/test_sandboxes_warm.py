@@ -1,5 +1,6 @@
 """The warm pool: sandboxes started ahead, used once, and in nothing else different."""
 
+import asyncio
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -31,15 +32,14 @@ def pool_of(sandboxes: Sandboxes) -> LocalProvider:
     """The provider, once its pool is full."""
     provider = sandboxes.provider
     assert isinstance(provider, LocalProvider)
-    if provider.refilling is not None:
-        sandboxes.run(_settled(provider))
-    assert len(provider.pool) == provider.warm_wanted
+
+    async def full() -> None:
+        async with asyncio.timeout(60):
+            while len(provider.pool) < provider.warm_wanted:
+                await asyncio.sleep(0.01)
+
+    sandboxes.run(full())
     return provider
-
-
-async def _settled(provider: LocalProvider) -> None:
-    if provider.refilling is not None:
-        await provider.refilling
 
 
 LOADED = "import sys; print('pandas' in sys.modules, __name__)"
@@ -102,6 +102,20 @@ def test_an_old_warm_sandbox_is_thrown_away(
     assert sandboxes.program(LOADED).stdout == b"False __main__\n"
 
 
+def test_an_idle_pool_is_renewed_before_anybody_needs_it(
+    start: Callable[..., Sandboxes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sandboxes = start()
+    provider = pool_of(sandboxes)
+    old = provider.pool[0]
+
+    old.born_at -= local.WARM_SECONDS
+    provider.look.set()
+    sandboxes.run(_dead(old))
+
+    assert pool_of(sandboxes).pool[0] is not old
+
+
 def test_a_warm_sandbox_that_died_is_not_handed_out(start: Callable[..., Sandboxes]) -> None:
     sandboxes = start()
     provider = pool_of(sandboxes)
@@ -116,7 +130,10 @@ def test_a_warm_sandbox_that_died_is_not_handed_out(start: Callable[..., Sandbox
     assert sandboxes.program("print('fine')").stdout == b"fine\n"
 
 
-def test_a_pool_killed_by_the_lease_fills_again(start: Callable[..., Sandboxes]) -> None:
+def test_a_pool_killed_by_the_lease_fills_again(
+    start: Callable[..., Sandboxes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "WARM_RETRY_SECONDS", 0.05)
     sandboxes = start()
     provider = pool_of(sandboxes)
     warm = provider.pool[0]

@@ -1,7 +1,6 @@
 """Process 1 of a local sandbox: the only code of ours in there, running beside untrusted code of the same uid.
 
-It runs on the sandbox's own Python, imports nothing of the project, and stays with modules that load in a
-millisecond (`_socket` and `_signal` spare `enum` and `selectors`), since every cold start waits for it.
+It runs on the sandbox's own Python and imports nothing of the project.
 
 It forks the program's process at once. That process imports what was asked for, then blocks until it is told what to
 run: before that moment nothing untrusted has run, which is what makes a pre-started sandbox safe to hand out. Python
@@ -14,20 +13,24 @@ Requests (marshal, from the trusted side): see `Init.answer`. Answers (bytes): R
 F and f a listing, O an open file (its descriptor comes along), X a refusal.
 """
 
+# Every cold start waits for these imports: `typing`, `pathlib`, `ctypes`, `signal` and `socket` alone would double it.
+# ruff: noqa: PTH100, PTH103, PTH120, PTH123
+from __future__ import annotations
+
+import _ctypes
 import _signal  # type: ignore[import-not-found]  # the C half of a module has no stubs
 import _socket
-
-# pathlib alone would cost a cold start more than all that is imported here.
-# ruff: noqa: PTH100, PTH103, PTH120, PTH123
-import ctypes
 import marshal
 import os
 import select
 import stat
 import sys
 import time
-from collections.abc import Iterator
-from typing import Any, NoReturn
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any, NoReturn
 
 CONTROL, STDOUT, STDERR, RECORDS, REPLIES = 3, 4, 5, 6, 7
 HOME = "/home/agent"
@@ -321,7 +324,7 @@ def take_place(plan: dict[str, Any]) -> None:
     for name, (soft, hard) in plan["limits"].items():
         resource.setrlimit(getattr(resource, name), (soft, hard))
     # Init is undumpable and fork handed that down; a program may read its own /proc/self.
-    ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)
+    set_dumpable(True)
 
 
 def run_python(arguments: list[str]) -> int:
@@ -366,9 +369,16 @@ def execute(argv: list[str]) -> int:
         return 127
 
 
+def set_dumpable(dumpable: bool) -> None:
+    """Whether processes of the same user may look into this one, by prctl(2). Raises OSError."""
+    prctl = _ctypes.dlsym(_ctypes.dlopen(None, 0), "prctl")  # type: ignore[arg-type]  # None: this process
+    if _ctypes.call_function(prctl, (PR_SET_DUMPABLE, int(dumpable), 0, 0, 0)) != 0:
+        raise OSError("prctl failed")
+
+
 def main() -> None:
     """Harden this process before anything else, then serve."""
-    ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
+    set_dumpable(False)
     for descriptor in (CONTROL, STDOUT, STDERR, RECORDS, REPLIES):
         os.set_inheritable(descriptor, False)
     Init(sys.argv[1:]).serve()

@@ -213,7 +213,11 @@ class Launcher:
         if box is not None:
             box.watched, box.memory_mb, box.disk_mb = True, request["memory_mb"], request["disk_mb"]
             if box.group is not None:
-                box.group.limit(memory_mb=box.memory_mb, disk_mb=box.disk_mb, processes=request["processes"])
+                # The kernel refuses a limit below what is in use already: then the patrol finds it.
+                with contextlib.suppress(OSError):
+                    box.group.limit(
+                        memory_mb=box.memory_mb, disk_mb=box.disk_mb, processes=request["processes"]
+                    )
 
     # --- life and death ---
 

@@ -149,7 +149,7 @@ class Groups:
     def kill_orphans(self) -> None:
         """Kill and remove what launchers that are gone have left; `run` names carry their process."""
         for root in self.roots:
-            for folder in root.glob(f"{RUN_PREFIX}*"):
+            for folder in root.glob(f"{ours()}*"):
                 if folder.name != self.run and not is_alive(folder.name):
                     for inner in [*folder.iterdir(), folder]:
                         if inner.is_dir():
@@ -160,13 +160,22 @@ RUN_PREFIX = "engine-"
 
 
 def run_name() -> str:
-    """Names this process: its id alone would soon be another's."""
-    return f"{RUN_PREFIX}{os.getpid()}-{started_at(os.getpid())}"
+    """Names this process: its id alone would soon be another's, and means another one in each PID namespace."""
+    return f"{ours()}{os.getpid()}-{started_at(os.getpid())}"
+
+
+def ours() -> str:
+    """How the names of all launchers begin whose processes can be seen from here.
+
+    Containers may share one hierarchy of control groups. The launchers of another container look dead from here, and
+    must not be taken for it.
+    """
+    return f"{RUN_PREFIX}{Path('/proc/self/ns/pid').stat().st_ino}-"
 
 
 def is_alive(run: str) -> bool:
-    """Whether the process that `run_name` named is still there."""
-    pid, _, start = run.removeprefix(RUN_PREFIX).partition("-")
+    """Whether the process that `run_name` named, in our PID namespace, is still there."""
+    pid, _, start = run.removeprefix(ours()).partition("-")
     return pid.isdigit() and start.isdigit() and started_at(int(pid)) == int(start)
 
 

@@ -17,16 +17,17 @@ import marshal
 import os
 import platform
 import re
+import resource
 import shutil
 import signal
 import socket
 import stat
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from . import bubblewrap, interpreting, probe, runtime
 from .base import (
@@ -57,9 +58,13 @@ from .packets import PacketSocket, Pipes, writable
 from .supervisor import Exit, Ready, Supervisor
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 WARM_IMPORTS = ("json", "typing", "datetime", "numpy", "pandas")
-WARM_SECONDS = 600.0  # a warm sandbox older than this is thrown away
+WARM_SECONDS = 600.0  # a warm sandbox older than this is replaced
+WARM_LOOK_SECONDS = 5.0
+WARM_RETRY_SECONDS = 5.0
+QUIET_SECONDS = 0.2  # since the last job, before a warm sandbox is prepared
 LEAST_MEMORY_MB = 32
 OPEN_SECONDS = 60.0  # a loaded machine is slow; a sandbox that takes longer will not come
 ANSWER_SECONDS = 60.0
@@ -69,6 +74,7 @@ READ_BYTES = 256 * 1024
 MOST_ANSWERS = 2000  # of init, waiting to be read: more would be somebody else talking
 LAYER_KEPT_SECONDS = 30 * 86_400.0
 LAST_WORDS_BYTES = 2000
+MOST_DESCRIPTORS = 65_536
 END_REASONS = {
     "memory": EndReason.MEMORY,
     "disk": EndReason.DISK,
@@ -262,9 +268,18 @@ class LocalSandbox(Sandbox):
                 try:
                     rest = rest[os.write(self.reply_end, rest) :]
                 except BlockingIOError:
-                    await writable(self.reply_end)
+                    await self._room_for_reply()
                 except BrokenPipeError:
                     return
+
+    async def _room_for_reply(self) -> None:
+        """Until the program has read something, or is no more."""
+        room = asyncio.create_task(writable(self.reply_end))
+        try:
+            await first_of(room, self.ended, self.dead)
+        finally:
+            room.cancel()
+            await asyncio.wait([room])
 
     async def terminate(self) -> None:
         """SIGTERM to the program."""
@@ -292,6 +307,9 @@ class LocalSandbox(Sandbox):
         """Ask init; every entry is checked again here."""
         if folder not in bubblewrap.WRITABLE_FOLDERS:
             raise SandboxFileError(f"no folder to list: {folder!r}")
+        return await undisturbed(self._list(folder, most))
+
+    async def _list(self, folder: str, most: int) -> list[FileEntry]:
         async with self.asking:
             await self.request("list", folder, most)
             entries: list[FileEntry] = []
@@ -304,25 +322,30 @@ class LocalSandbox(Sandbox):
                     return entries
 
     async def read_file(self, path: str, *, most_bytes: int) -> AsyncIterator[bytes]:
-        """Take a descriptor from init and read the sandbox's memory through it."""
-        async with self.asking:
-            await self.request("open", path)
-            _, descriptors = await self._answer(b"O", f"not a regular file in the sandbox: {path!r}")
-        try:
-            if len(descriptors) != 1 or not stat.S_ISREG(os.fstat(descriptors[0]).st_mode):
-                raise SandboxFileError(f"not a regular file: {path!r}")
+        """Take a file from init and read the sandbox's memory through it."""
+        with await undisturbed(self._open_file(path)) as file:
             room = most_bytes
-            if os.fstat(descriptors[0]).st_size > room:
+            if os.fstat(file.fileno()).st_size > room:
                 raise SandboxFileError(f"{path!r} is over {most_bytes:,} bytes")
-            while piece := os.read(descriptors[0], READ_BYTES):
+            while piece := file.read(READ_BYTES):
                 room -= len(piece)
                 if room < 0:
                     raise SandboxFileError(f"{path!r} is over {most_bytes:,} bytes")
                 yield piece
                 await asyncio.sleep(0)
-        finally:
-            for descriptor in descriptors:
-                os.close(descriptor)
+
+    async def _open_file(self, path: str) -> io.FileIO:
+        async with self.asking:
+            await self.request("open", path)
+            _, descriptors = await self._answer(b"O", f"not a regular file in the sandbox: {path!r}")
+        if len(descriptors) != 1:
+            close_all(descriptors)
+            raise SandboxFileError(f"no file came for {path!r}")
+        file = io.FileIO(descriptors[0])
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            file.close()
+            raise SandboxFileError(f"not a regular file: {path!r}")
+        return file
 
     # --- interpreter ---
 
@@ -339,9 +362,13 @@ class LocalSandbox(Sandbox):
 
     async def close(self) -> None:
         """Kill it and free all it held; the work goes on if the caller is cancelled."""
+        await asyncio.shield(self.begin_close())
+
+    def begin_close(self) -> "asyncio.Task[None]":
+        """Close without waiting for it."""
         if self.closing is None:
             self.closing = asyncio.create_task(self._close())
-        await asyncio.shield(self.closing)
+        return self.closing
 
     async def _close(self) -> None:
         if self.timer is not None:
@@ -353,9 +380,9 @@ class LocalSandbox(Sandbox):
         self.closed = True
         self.pipes.close()
         self.control.close()
-        asyncio.get_running_loop().remove_writer(self.reply_end)
-        for end in (self.reply_end, self.boot):
-            os.close(end)
+        async with self.replying:  # whoever waits for room in there has just been woken
+            os.close(self.reply_end)
+        os.close(self.boot)
         await asyncio.to_thread(shutil.rmtree, self.folder, ignore_errors=True)  # no program ever wrote there
 
     def exited(self, how: Exit) -> None:
@@ -372,8 +399,7 @@ class LocalSandbox(Sandbox):
         if kind in b"OFfKX" and not self.answers.full():
             self.answers.put_nowait((data, descriptors))
             return
-        for descriptor in descriptors:
-            os.close(descriptor)
+        close_all(descriptors)
         if kind == b"R" and not self.ready.done():
             self.ready.set_result(None)
         elif kind == b"W" and not self.warm.done():
@@ -415,8 +441,7 @@ class LocalSandbox(Sandbox):
             raise SandboxLost("the sandbox is gone")
         data, descriptors = answer
         if data[:1] not in kinds:
-            for descriptor in descriptors:
-                os.close(descriptor)
+            close_all(descriptors)
             raise SandboxFileError(f"{refusal} ({data[1:200].decode(errors='replace')})")
         return answer
 
@@ -447,7 +472,9 @@ class LocalProvider(Provider):
         self.numbers = itertools.count(1)
         self.sandboxes: dict[str, LocalSandbox] = {}
         self.pool: list[LocalSandbox] = []
-        self.refilling: asyncio.Task[None] | None = None
+        self.warming: asyncio.Task[None] | None = None
+        self.look = asyncio.Event()  # something in the pool has changed
+        self.opened_at = 0.0
         self.layers: dict[tuple[str, ...], asyncio.Future[Path]] = {}
         self.host: Host | None = None
         self.starting = asyncio.Lock()
@@ -461,8 +488,9 @@ class LocalProvider(Provider):
             host = await self._ensure_host()
             await probe.try_to_leave(self)
             self.health = ProviderHealth(True, self.name, f"bubblewrap, {host.ready.limits}")
-            self._refill()
-        except SandboxError as error:
+            if self.warming is None and self.warm_wanted:
+                self.warming = asyncio.create_task(self._keep_warm())
+        except (SandboxError, OSError) as error:
             remedy = getattr(error, "remedy", "") or bubblewrap.remedy_for(str(error))
             self.health = ProviderHealth(False, self.name, str(error), remedy)
         return self.health
@@ -477,6 +505,7 @@ class LocalProvider(Provider):
         bwrap = self.bwrap or await asyncio.to_thread(bubblewrap.find_bwrap, self.runtime_folder)
         if bwrap is None:
             raise SandboxUnavailable("bubblewrap is not installed", remedy=bubblewrap.INSTALL)
+        raise_descriptor_limit()
         guest = await asyncio.to_thread(runtime.build_guest, self.runtime_folder)
         await asyncio.to_thread(
             runtime.delete_unused_layers, self.runtime_folder, older_than_seconds=LAYER_KEPT_SECONDS
@@ -595,47 +624,58 @@ class LocalProvider(Provider):
 
     def _take_warm(self, limits: Limits) -> LocalSandbox | None:
         """A warm sandbox whose disk has the right size; all other limits can still be set."""
-        usual = Limits()
-        chosen = None
+        self.opened_at = time.monotonic()
+        self._drop_stale()
+        if not self.pool or limits.disk_mb != Limits.disk_mb:
+            return None
+        self.look.set()
+        return self.pool.pop(0)
+
+    def _drop_stale(self) -> None:
         for sandbox in list(self.pool):
             stale = time.monotonic() - sandbox.born_at > WARM_SECONDS
             if stale or sandbox.dead.done() or sandbox.ended.done():
                 self.pool.remove(sandbox)
-                self._discard(sandbox)
-            elif chosen is None and sandbox.warm.done() and limits.disk_mb == usual.disk_mb:
-                chosen = sandbox
-        if chosen is not None:
-            self.pool.remove(chosen)
-        self._refill()
-        return chosen
+                sandbox.begin_close()
 
-    def _refill(self) -> None:
-        if not self.closed and len(self.pool) < self.warm_wanted and self.refilling is None:
-            self.refilling = asyncio.create_task(self._fill())
-            self.refilling.add_done_callback(self._filled)
+    async def _keep_warm(self) -> None:
+        """Keep the pool full, one after another: warming takes a core for half a second."""
+        complaint = ""
+        while True:
+            self._drop_stale()
+            quiet = time.monotonic() - self.opened_at
+            if len(self.pool) >= self.warm_wanted:
+                await self._look_again(WARM_LOOK_SECONDS)
+            elif quiet < QUIET_SECONDS:
+                # In a burst a cold start costs its job less than a refill would cost all of them.
+                await asyncio.sleep(QUIET_SECONDS - quiet)
+            else:
+                try:
+                    self.pool.append(await self._warm_one())
+                    complaint = ""
+                except (SandboxError, OSError) as error:
+                    if str(error) != complaint:
+                        logger.warning("No warm sandbox could be prepared: %s", error)
+                    complaint = str(error)
+                    await asyncio.sleep(WARM_RETRY_SECONDS)
 
-    def _filled(self, task: asyncio.Task[None]) -> None:
-        self.refilling = None
-        if not task.cancelled() and (error := task.exception()) is not None:
-            logger.warning("no warm sandbox could be prepared: %s", error)
+    async def _look_again(self, seconds: float) -> None:
+        self.look.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self.look.wait()
 
-    async def _fill(self) -> None:
-        """One after another: warming costs a core for half a second, and jobs come first."""
-        while len(self.pool) < self.warm_wanted:
-            sandbox = await self._launch(Limits(), warm=True)
-            try:
-                await sandbox.wait_ready()
-                await first_of(sandbox.warm, sandbox.dead)
-            except BaseException:
-                await sandbox.close()
-                raise
+    async def _warm_one(self) -> LocalSandbox:
+        sandbox = await self._launch(Limits(), warm=True)
+        try:
+            await sandbox.wait_ready()
+            await first_of(sandbox.warm, sandbox.dead, sandbox.ended)
             if not sandbox.warm.done():
-                await sandbox.close()
-                raise SandboxError(f"a warm sandbox ended: {sandbox.last_words()}")
-            self.pool.append(sandbox)
-
-    def _discard(self, sandbox: LocalSandbox) -> None:
-        sandbox.closing = sandbox.closing or asyncio.create_task(sandbox._close())
+                raise SandboxError(f"it ended while it got ready: {sandbox.last_words()}")
+        except BaseException:  # cancellation, too: nothing may stay behind
+            await sandbox.close()
+            raise
+        return sandbox
 
     # --- requirements ---
 
@@ -675,9 +715,9 @@ class LocalProvider(Provider):
     async def close(self) -> None:
         """Kill what is left and stop."""
         self.closed = True
-        if self.refilling is not None:
-            self.refilling.cancel()
-            await asyncio.wait([self.refilling])
+        if self.warming is not None:
+            self.warming.cancel()
+            await asyncio.wait([self.warming])
         await asyncio.gather(*(sandbox.close() for sandbox in list(self.sandboxes.values())))
         self.pool.clear()
         await self._drop_host()
@@ -713,21 +753,31 @@ def own_scratch(folder: Path) -> Scratch:
     folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o711)
     for old in folder.glob("run-*.lock"):
-        with old.open() as file, contextlib.suppress(BlockingIOError):
+        with contextlib.suppress(BlockingIOError, FileNotFoundError), old.open() as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(old.with_suffix(""), ignore_errors=True)
-            old.unlink(missing_ok=True)
+            old.unlink()
     for number in itertools.count(os.getpid() * 1000):
         path = folder / f"run-{number}"
         lock = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            path.mkdir(mode=0o711)
-            path.chmod(0o711)
-            return Scratch(path, lock)
+            if os.fstat(lock).st_nlink:  # else another worker has swept it before it was locked
+                path.mkdir()
+                path.chmod(0o711)
+                return Scratch(path, lock)
         except (BlockingIOError, FileExistsError):
-            os.close(lock)
+            pass  # another container's process of the same id
+        os.close(lock)
     raise AssertionError("numbers do not end")
+
+
+def raise_descriptor_limit() -> None:
+    """Each sandbox takes six of this process's descriptors, and the usual soft limit is 1,024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < MOST_DESCRIPTORS:
+        wanted = MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MOST_DESCRIPTORS)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def make_box(folder: Path) -> None:
@@ -785,3 +835,25 @@ def rlimits(limits: Limits) -> dict[str, tuple[int, int]]:
 async def first_of(*futures: "asyncio.Future[Any]", seconds: float | None = None) -> None:
     """Until one of them is done, or the time is up. None is cancelled."""
     await asyncio.wait(futures, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+
+
+async def undisturbed(exchange: Coroutine[Any, Any, T]) -> T:
+    """Finish a question and its answer even when who asked has left: the next answer belongs to the next question."""
+    task = asyncio.create_task(exchange)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        task.add_done_callback(drop_result)
+        raise
+
+
+def drop_result(task: "asyncio.Task[Any]") -> None:
+    """Close a file that nobody waits for any more."""
+    if not task.cancelled() and task.exception() is None and isinstance(task.result(), io.FileIO):
+        task.result().close()
+
+
+def close_all(descriptors: Sequence[int]) -> None:
+    """Close descriptors that came along and are not wanted."""
+    for descriptor in descriptors:
+        os.close(descriptor)

@@ -24,6 +24,7 @@ class PacketSocket:
         self.on_packet, self.on_close = on_packet, on_close
         self.loop = asyncio.get_running_loop()
         self.sending = asyncio.Lock()
+        self.blocked: asyncio.Future[None] | None = None  # who waits for room
         self.closed = False
         self.loop.add_reader(sock.fileno(), self._read)
 
@@ -45,7 +46,17 @@ class PacketSocket:
                     socket.send_fds(self.sock, [data], list(descriptors))
                     return
                 except BlockingIOError:
-                    await writable(self.sock.fileno())
+                    await self._room()
+
+    async def _room(self) -> None:
+        self.blocked = self.loop.create_future()
+        self.loop.add_writer(self.sock.fileno(), settle, self.blocked)
+        try:
+            await self.blocked
+        finally:
+            self.blocked = None
+            if not self.closed:
+                self.loop.remove_writer(self.sock.fileno())
 
     def close(self) -> None:
         """Close this end. No callback comes after it."""
@@ -54,6 +65,8 @@ class PacketSocket:
             self.loop.remove_reader(self.sock.fileno())
             self.loop.remove_writer(self.sock.fileno())
             self.sock.close()
+            if self.blocked is not None:
+                settle(self.blocked)
 
     def _read(self) -> None:
         while not self.closed:

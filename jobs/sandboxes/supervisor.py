@@ -20,6 +20,7 @@ from .seccomp import filter_program
 PROJECT = Path(__file__).resolve().parent.parent.parent
 START_SECONDS = 10.0
 ASK_SECONDS = 5.0
+END_SECONDS = 15.0
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ class Supervisor:
             self.packets.close()
             self._lost()
         if self.process is not None:
-            await asyncio.to_thread(self.process.wait)
+            await asyncio.to_thread(end, self.process)
 
     def _tell(self, message: dict[str, Any]) -> bool:
         return (
@@ -171,3 +172,12 @@ class Supervisor:
         for name in sorted(self.alive):
             self.on_exit(name, Exit(-1, "launcher gone"))
         self.alive.clear()
+
+
+def end(process: "subprocess.Popen[bytes]") -> None:
+    """Wait for the launcher to tidy up; if it hangs, the kernel does that for it."""
+    try:
+        process.wait(END_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

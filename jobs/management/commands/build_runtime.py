@@ -22,7 +22,7 @@ class Command(BaseCommand):
             return
         try:
             built = runtime.build(settings.ENGINE_RUNTIME_DIR, lock, self.say)
-        except SandboxError as error:
+        except (SandboxError, OSError) as error:
             raise CommandError(str(error)) from error
         self.stdout.write(f"Built the sandbox runtime in {time.monotonic() - start:.1f} s: {built.folder}")
 
