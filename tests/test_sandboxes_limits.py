@@ -113,8 +113,8 @@ def test_killing_a_group_spares_what_it_cannot_see(tmp_path: Path) -> None:
 
 def test_a_run_s_name_tells_whether_its_process_lives() -> None:
     assert limits.is_alive(limits.run_name())
-    assert not limits.is_alive(f"engine-{os.getpid()}-1"), "an earlier process of the same id"
-    assert not limits.is_alive("engine-x")
+    assert not limits.is_alive(f"{limits.ours()}{os.getpid()}-1"), "an earlier process of the same id"
+    assert not limits.is_alive(f"{limits.ours()}x")
 
 
 def test_a_process_that_nobody_has_collected_is_dead() -> None:
@@ -147,15 +147,15 @@ def test_the_size_of_a_tree_counts_its_children(tree: subprocess.Popen[bytes]) -
 
 def test_orphans_of_dead_launchers_are_removed_and_others_kept(tmp_path: Path) -> None:
     alive = limits.run_name()
-    for run in (alive, "engine-1-99999999999", "engine-own-0"):
+    dead, own = f"{limits.ours()}1-99999999999", f"{limits.ours()}own-0"
+    elsewhere = "engine-1-1-99999999999"  # in another container: whether it lives cannot be seen from here
+    for run in (alive, dead, own, elsewhere):
         (tmp_path / run / "1").mkdir(parents=True)
     (tmp_path / "somebody-else").mkdir()
 
-    Groups([tmp_path], GroupV2, "engine-own-0").kill_orphans()
+    Groups([tmp_path], GroupV2, own).kill_orphans()
 
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
-        [alive, "engine-own-0", "somebody-else"]
-    )
+    assert {path.name for path in tmp_path.iterdir()} == {alive, own, elsewhere, "somebody-else"}
 
 
 def test_the_kernel_kills_what_takes_more_than_memory_and_disk_together() -> None:
