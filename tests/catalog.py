@@ -54,6 +54,7 @@ def environment() -> dict[str, str]:
         "MPLCONFIGDIR": str(built / "etc" / "matplotlib"),
         "OPENBLAS_NUM_THREADS": "1",
         "LANG": "C.UTF-8",
+        "PYTHONDONTWRITEBYTECODE": "1",
     }
 
 
