@@ -368,7 +368,8 @@ class MemoryRecorder:
         return
 
     async def begin_step(self, step: StepBegin) -> None:
-        self.event("step.started", message=step.key)
+        if step.kind == "step":
+            self.event("step.started", message=step.key)
         if step.key not in self.durable.steps:
             self._write()
             self.durable.steps[step.key] = JournalStep(step.key, step.kind, step.signature, step.once)
@@ -378,7 +379,8 @@ class MemoryRecorder:
 
     async def end_step(self, step: StepEnd) -> None:
         begin = step.begin
-        self.event("step.completed", message=begin.key)
+        if begin.kind == "step":
+            self.event("step.completed", message=begin.key)
         self._write()
         self.durable.ends[begin.key] = self.durable.ends.get(begin.key, 0) + 1
         self.durable.steps[begin.key] = JournalStep(

@@ -100,7 +100,6 @@ def test_an_agent_runs_from_start_to_result(make_story: MakeStory, effects: Path
         "outer#1/inner#1",
         "delete#1",
         "failing#1",
-        "now#1",
         "last#1",
     ]
 
@@ -111,7 +110,7 @@ def test_no_step_with_a_durable_end_runs_again_wherever_the_worker_dies(
 ) -> None:
     whole = make_story(counting(effects, WORK))
     whole.attempt()
-    writes = sum(event.type in ("step.started", "step.completed") for event in whole.durable.events)
+    writes = 2 * len(whole.durable.steps)
     assert writes == 16  # eight entries, each begun and ended
 
     for point in range(1, writes + 1):
@@ -145,7 +144,7 @@ def test_the_program_may_be_killed_at_each_point(make_story: MakeStory, effects:
         return [answer, paid]
     """,
     )
-    for point in range(1, 6):
+    for point in range(1, 7):
         effects.write_text("")
         story = make_story(source)
         assert isinstance(story.attempt(), outcomes.Suspended)
@@ -270,7 +269,9 @@ def test_a_step_cut_in_the_middle_runs_again_with_the_same_idempotency_key(
     assert counts(effects) == {key: 2}
 
 
-def test_a_job_that_continues_another_draws_the_same_chance_and_keys(make_story: MakeStory, effects: Path) -> None:
+def test_a_job_that_continues_another_draws_the_same_chance_and_keys(
+    make_story: MakeStory, effects: Path
+) -> None:
     source = counting(
         effects,
         """
@@ -288,6 +289,64 @@ def test_a_job_that_continues_another_draws_the_same_chance_and_keys(make_story:
     assert result_of(new.attempt()) == result_of(old.attempt())
     assert counts(effects) == {"first": 1}
     assert result_of(other.to_end(lambda question: "well")) != result_of(old.attempt())
+
+
+@pytest.mark.parametrize("kept", ["ended", "all"])
+def test_a_journal_without_what_had_only_begun_is_a_past_too(
+    make_story: MakeStory, effects: Path, kept: str
+) -> None:
+    source = counting(
+        effects,
+        """
+    def outer():
+        step("inner", effect, "inner")
+        step("more", effect, "more")
+        if len(Path({effects!r}).read_text().split()) < 6:
+            raise ValueError("not yet")
+        return effect("outer")
+
+    def main(task, inputs):
+        print("begin")
+        step("first", effect, "first")
+        answer = ask("Well?")
+        return [answer, step("outer", outer)]
+    """.replace("{effects!r}", repr(str(effects))),
+    )
+    old = make_story(source)
+    assert isinstance(old.attempt(), outcomes.Suspended)
+    old.durable.answers["ask#1"] = "well"
+    failure_of(old.attempt())
+    effects.write_text(effects.read_text() + "later\n" * 3)
+    new = make_story(source, seed=str(old.id))
+    for key, step in old.durable.steps.items():
+        if step.ended or kept == "all":
+            new.durable.steps[key] = step
+
+    assert result_of(new.attempt()) == ["well", "outer"]
+    assert counts(effects) == {"first": 1, "inner": 1, "more": 1, "later": 3, "outer": 1}
+    assert new.lines() == []
+
+
+def test_another_answer_sends_a_copied_job_another_way(make_story: MakeStory, effects: Path) -> None:
+    source = counting(
+        effects,
+        """
+    def main(task, inputs):
+        step("first", effect, "first")
+        answer = ask("Which way?", choices=["left", "right"])
+        step(answer, effect, answer)
+        return answer
+    """,
+    )
+    old = make_story(source)
+    result_of(old.to_end(lambda question: "left"))
+    new = make_story(source, seed=str(old.id))
+    new.durable.steps["first#1"] = old.durable.steps["first#1"]
+    new.durable.answers["ask#1"] = "right"
+
+    assert result_of(new.attempt()) == "right"
+    assert counts(effects) == {"first": 1, "left": 1, "right": 1}
+    assert new.durable.steps["ask#1"].result == {"value": "right"}
 
 
 def test_a_failed_step_runs_again_when_the_job_is_retried(make_story: MakeStory, effects: Path) -> None:
@@ -477,7 +536,7 @@ def test_a_once_step_is_in_doubt_again_when_its_second_run_is_cut(
     first = story.attempt()
     assert isinstance(first, outcomes.Suspended)
     story.durable.answers[first.questions[0].key] = again
-    story.dies(die_before=2)  # run again, its end not durable
+    story.dies(die_before=3)  # the answer taken, run again, its end not durable
 
     second = story.attempt()
 

@@ -204,6 +204,15 @@ def test_a_step_cannot_end_twice_or_begin_again(make_story: MakeStory) -> None:
     assert story.durable.steps["a#1"].result == {"value": 1}
 
 
+def test_an_answer_that_nobody_gave_is_not_taken(make_story: MakeStory) -> None:
+    forged = {"t": "answered", "key": "ask#1", "signature": "s"}
+    story, _ = make_story.scripted(forged, RESULT, ENDED)
+
+    result_of(story.attempt())
+
+    assert story.durable.steps == {}
+
+
 def test_nothing_is_taken_after_the_result(make_story: MakeStory) -> None:
     story, _ = make_story.scripted(RESULT, {**RESULT, "result": "other"}, BEGIN, ASK, ERROR, ENDED)
 

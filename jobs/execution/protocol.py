@@ -89,6 +89,13 @@ class Value:
 
 
 @dataclass(frozen=True)
+class Answered:
+    """The agent has taken the answer to a question, which the job's own books hold."""
+
+    step: StepBegin
+
+
+@dataclass(frozen=True)
 class ArtifactReady:
     """A file in the outputs is complete and may be shown."""
 
@@ -123,7 +130,19 @@ class ErrorReport:
     traceback: str
 
 
-Parsed = LogLine | Progress | Begin | End | StepFailed | Value | ArtifactReady | Ask | Result | ErrorReport
+Parsed = (
+    LogLine
+    | Progress
+    | Begin
+    | End
+    | StepFailed
+    | Value
+    | Answered
+    | ArtifactReady
+    | Ask
+    | Result
+    | ErrorReport
+)
 
 
 def ack(ticket: int) -> bytes:
@@ -257,6 +276,10 @@ def _value(fields: Fields) -> Value:
     return Value(step, fields.value("result"), fields.ticket())
 
 
+def _answered(fields: Fields) -> Answered:
+    return Answered(StepBegin(fields.key(), "ask", fields.text("signature", most=100)))
+
+
 def _artifact(fields: Fields) -> ArtifactReady:
     path = safe_path(fields.data.pop("path", None))
     if not path.startswith("outputs/"):
@@ -298,6 +321,7 @@ _READERS: dict[str, Callable[[Fields], Parsed]] = {
     "end": _end,
     "failed": _failed,
     "value": _value,
+    "answered": _answered,
     "artifact": _artifact,
     "ask": _ask,
     "result": _result,

@@ -84,6 +84,7 @@ class Program:
         self._begun = {
             step.key: StepBegin(step.key, step.kind, step.signature, step.once) for step in job.journal.steps
         }
+        self._answers = job.journal.answers
         self._known = {step.key for step in job.journal.steps}
         self._journal_bytes = sum(_weight(step.result) for step in job.journal.steps)
         files = [file for step in job.journal.steps for file in step.files]
@@ -257,6 +258,8 @@ class Program:
                 self._note_failure(record)
             case protocol.Value():
                 await self._keep(record)
+            case protocol.Answered():
+                await self._answered(record.step)
             case protocol.ArtifactReady():
                 await self._hand_back_file(record)
             case protocol.Ask():
@@ -319,6 +322,18 @@ class Program:
         # Together, for one commit instead of two; the calls are made in this order.
         await asyncio.gather(self._recorder.begin_step(record.step), self._recorder.end_step(end))
         self._ended.add(record.step.key)
+
+    async def _answered(self, step: StepBegin) -> None:
+        """An ask ends when the agent has its answer: from here on the journal holds it."""
+        if step.key not in self._answers or step.key in self._ended:
+            raise BadRecord("an answer was taken that nobody had given")
+        end = StepEnd(self._begun.get(step.key, step), value=self._answers[step.key])
+        if step.key in self._begun:
+            await self._recorder.end_step(end)
+        else:  # answered before it was asked: the job continues another from there, with another answer
+            self._expect_new(step)
+            await asyncio.gather(self._recorder.begin_step(step), self._recorder.end_step(end))
+        self._ended.add(step.key)
 
     def _weigh(self, value: Any) -> None:
         self._journal_bytes += _weight(value)

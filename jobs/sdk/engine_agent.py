@@ -835,7 +835,7 @@ class _Session:
     def _expect(self, key: str | None) -> None:
         """The main thread comes by the journal's entries in their order, or the agent is not deterministic."""
         first = next((e.key for e in self.pending.values() if not e.signature.startswith("thread ")), None)
-        if first is not None and first != key:
+        if first is not None and first != key and not first.startswith(f"{key}/"):
             came = f"now comes to {key!r}" if key else "now returned from main()"
             self._die(
                 "non_determinism",
@@ -850,7 +850,8 @@ class _Session:
             if self.pending and not signature.startswith("thread "):
                 self._expect(key)
             if entry is None:
-                self._awake()  # nobody was here before: from here on everything is news
+                if not any(waiting.startswith(f"{key}/") for waiting in self.pending):
+                    self._awake()  # nobody was here before: from here on everything is news
                 return None
             if entry.signature != signature:
                 self._die(
@@ -1014,8 +1015,12 @@ class _Session:
         unanswered = []
         for key, question in zip(keys, questions):  # noqa: B905 (Python 3.9)
             signature = self._signature("ask", question.sketch())
-            self._reach(key, signature)
-            if key not in self.answers:
+            entry = self._reach(key, signature)
+            if entry is not None and entry.ended:
+                self.answers.setdefault(key, entry.result)
+            elif key in self.answers:
+                self._tell({"t": "answered", "key": key, "signature": signature})
+            else:
                 unanswered.append(question.record(key, signature))
         if unanswered:
             self._awake()
