@@ -33,7 +33,7 @@ SCOPE_WORDS = {
     Scope.ADMIN_KEYS: "Create and revoke keys of its project, with no more rights than its own",
     Scope.ADMIN_WORKERS: "See the workers of the whole installation",
     Scope.ADMIN_METRICS: "Read metrics of the whole installation",
-    Scope.ADMIN: "Everything, in every project it is given for: for whoever runs Engine",
+    Scope.ADMIN: "Everything, new projects and limits included: for whoever runs Engine",
 }
 LIFETIMES = [("", "Never"), ("30", "In 30 days"), ("90", "In 90 days"), ("365", "In a year")]
 
