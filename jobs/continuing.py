@@ -112,13 +112,14 @@ def _continue(old: Job, most: int, *, by: Caller, reason: str) -> Job:
 
 
 def _copy_journal(cursor: Any, old_id: UUID, new_id: UUID, most: int) -> None:
-    """The first `most` entries. What had begun only is left out, but for `once`: whether it ran stays a question."""
+    """The first `most` entries. What had only begun is left out, but for asks, whose answer may be there already, and
+    for `once`: whether it ran stays a question."""
     cursor.execute(
         """
         INSERT INTO jobs_step (job_id, key, ordinal, kind, signature, once, attempt, begun_at, ended_at, result, files,
                                deleted)
         SELECT %s, key, ordinal, kind, signature, once, 0, begun_at, ended_at, result, files, deleted
-          FROM jobs_step WHERE job_id = %s AND ordinal <= %s AND (ended_at IS NOT NULL OR once)
+          FROM jobs_step WHERE job_id = %s AND ordinal <= %s AND (ended_at IS NOT NULL OR once OR kind = 'ask')
         """,
         [new_id, old_id, most],
     )

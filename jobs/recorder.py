@@ -131,7 +131,8 @@ class Writer:
             self._wake.clear()
             if not self._urgent.is_set():
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._urgent.wait(), LINGER_SECONDS)
+                    async with asyncio.timeout(LINGER_SECONDS):
+                        await self._urgent.wait()
             self._urgent.clear()
             taken, waiters = self._batch, self._waiters
             self._batch, self._waiters, self._rows = Batch(), [], 0

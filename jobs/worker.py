@@ -320,7 +320,7 @@ class Incarnation:
 
     async def _claim(self) -> None:
         """Take jobs whenever a slot is free; woken by hints, and each second in any case."""
-        while not self._draining:
+        while not (self._draining or self._lost.is_set()):
             self._look.clear()
             try:
                 await self._fill_slots()
@@ -329,8 +329,8 @@ class Incarnation:
                 return
             except (DatabaseError, InterfaceError) as error:
                 log.warning("Claiming waits for the database: %s", str(error).strip())
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._look.wait(), POLL_SECONDS * random.uniform(0.8, 1.2))  # noqa: S311
+            # Not wait_for: on Python 3.11 it loses a cancel that comes together with the event (cpython#86296).
+            await _first(self._look, self._lost, seconds=POLL_SECONDS * random.uniform(0.8, 1.2))  # noqa: S311
 
     async def _fill_slots(self) -> None:
         if not self.health.ok or self._alone:
