@@ -83,7 +83,7 @@ async def measure(rounds: int) -> None:
         for name, code in PROGRAMS.items():
             times: dict[str, list[float]] = {"bare python": [], "cold sandbox": [], "warm sandbox": []}
             for _ in range(rounds):
-                while not warm.pool:
+                while not warm.pool.ready:
                     await asyncio.sleep(0.01)
                 times["bare python"].append(bare(built, code))
                 for kind, provider in (("cold sandbox", cold), ("warm sandbox", warm)):

@@ -23,6 +23,11 @@ from tests.test_sandboxes_abuse import processes_named
 pytestmark = needs_bubblewrap
 
 
+def launcher_of(ref: str) -> int:
+    """The process id in a ref: local:HOST:RUN:NUMBER, and the run ends in -PID-START."""
+    return int(ref.split(":")[2].split("-")[-2])
+
+
 class Worker:
     """One `sandbox_worker.py`."""
 
@@ -39,7 +44,7 @@ class Worker:
         self.process = subprocess.Popen([*command, self.token, str(lease)], cwd=ROOT, stdout=subprocess.PIPE)
         assert self.read()["ok"]
         self.ref = self.read()["ref"]
-        self.launcher = int(self.ref.split(":")[2].split("-")[1])
+        self.launcher = launcher_of(self.ref)
 
     def read(self) -> dict[str, Any]:
         assert self.process.stdout is not None
@@ -147,7 +152,7 @@ def test_a_killed_launcher_takes_the_sandboxes_along_and_is_replaced(
     assert worker.read()["ended"] == "lost"
     following = worker.read()["ref"]
     assert following.split(":")[2] != worker.ref.split(":")[2]
-    worker.launcher = int(following.split(":")[2].split("-")[1])
+    worker.launcher = launcher_of(following)
 
 
 def test_what_a_killed_worker_and_launcher_left_is_swept_at_the_next_start(

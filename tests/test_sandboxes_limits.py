@@ -148,7 +148,7 @@ def test_the_size_of_a_tree_counts_its_children(tree: subprocess.Popen[bytes]) -
 def test_orphans_of_dead_launchers_are_removed_and_others_kept(tmp_path: Path) -> None:
     alive = limits.run_name()
     dead, own = f"{limits.ours()}1-99999999999", f"{limits.ours()}own-0"
-    elsewhere = "engine-1-1-99999999999"  # in another container: whether it lives cannot be seen from here
+    elsewhere = f"{limits.RUN_PREFIX}1-1-99999999999"  # in another container: whether it lives cannot be seen from here
     for run in (alive, dead, own, elsewhere):
         (tmp_path / run / "1").mkdir(parents=True)
     (tmp_path / "somebody-else").mkdir()

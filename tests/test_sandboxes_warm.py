@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from jobs.sandboxes import local
+from jobs.sandboxes import warm
 from jobs.sandboxes.base import EndReason, Limits
 from jobs.sandboxes.local import LocalProvider
+from jobs.sandboxes.local_sandbox import LocalSandbox
 from tests.sandboxes import Run, Sandboxes, local_provider, needs_bubblewrap, spec
 
 pytestmark = needs_bubblewrap
@@ -35,7 +36,7 @@ def pool_of(sandboxes: Sandboxes) -> LocalProvider:
 
     async def full() -> None:
         async with asyncio.timeout(60):
-            while len(provider.pool) < provider.warm_wanted:
+            while len(provider.pool.ready) < provider.pool.wanted:
                 await asyncio.sleep(0.01)
 
     sandboxes.run(full())
@@ -58,11 +59,11 @@ def test_a_warm_sandbox_has_its_imports_done_and_works_like_any_other(
 
 def test_a_sandbox_is_used_once_and_the_pool_is_filled_again(start: Callable[..., Sandboxes]) -> None:
     sandboxes = start()
-    first = pool_of(sandboxes).pool[0]
+    first = pool_of(sandboxes).pool.ready[0]
 
     assert sandboxes.program("open('left', 'w').close()").exit_code == 0
 
-    second = pool_of(sandboxes).pool[0]
+    second = pool_of(sandboxes).pool.ready[0]
     assert second is not first
     assert sandboxes.program("import os; print(os.listdir())").stdout == b"[]\n"
 
@@ -82,10 +83,10 @@ def test_a_warm_sandbox_takes_the_limits_of_its_job(start: Callable[..., Sandbox
 
 def test_another_disk_or_own_requirements_need_a_cold_one(start: Callable[..., Sandboxes]) -> None:
     sandboxes = start()
-    warm = pool_of(sandboxes).pool[0]
+    waiting = pool_of(sandboxes).pool.ready[0]
 
     assert sandboxes.program(LOADED, disk_mb=Limits().disk_mb + 1).stdout == b"False __main__\n"
-    assert pool_of(sandboxes).pool == [warm]
+    assert pool_of(sandboxes).pool.ready == [waiting]
 
 
 def test_an_empty_pool_means_a_cold_start_not_a_wait(start: Callable[..., Sandboxes]) -> None:
@@ -97,7 +98,7 @@ def test_an_old_warm_sandbox_is_thrown_away(
 ) -> None:
     sandboxes = start()
     pool_of(sandboxes)
-    monkeypatch.setattr(local, "WARM_SECONDS", -1.0)
+    monkeypatch.setattr(warm, "MOST_SECONDS", -1.0)
 
     assert sandboxes.program(LOADED).stdout == b"False __main__\n"
 
@@ -107,23 +108,23 @@ def test_an_idle_pool_is_renewed_before_anybody_needs_it(
 ) -> None:
     sandboxes = start()
     provider = pool_of(sandboxes)
-    old = provider.pool[0]
+    old = provider.pool.ready[0]
 
-    old.born_at -= local.WARM_SECONDS
-    provider.look.set()
+    old.born_at -= warm.MOST_SECONDS
+    provider.pool.look.set()
     sandboxes.run(_dead(old))
 
-    assert pool_of(sandboxes).pool[0] is not old
+    assert pool_of(sandboxes).pool.ready[0] is not old
 
 
 def test_a_warm_sandbox_that_died_is_not_handed_out(start: Callable[..., Sandboxes]) -> None:
     sandboxes = start()
     provider = pool_of(sandboxes)
-    warm = provider.pool[0]
+    waiting = provider.pool.ready[0]
 
     async def kill() -> None:
-        warm.supervisor.kill(warm.name)
-        await warm.dead
+        waiting.supervisor.kill(waiting.name)
+        await waiting.dead
 
     sandboxes.run(kill())
 
@@ -133,20 +134,20 @@ def test_a_warm_sandbox_that_died_is_not_handed_out(start: Callable[..., Sandbox
 def test_a_pool_killed_by_the_lease_fills_again(
     start: Callable[..., Sandboxes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(local, "WARM_RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(warm, "RETRY_SECONDS", 0.05)
     sandboxes = start()
     provider = pool_of(sandboxes)
-    warm = provider.pool[0]
+    waiting = provider.pool.ready[0]
     provider.tick(0.0)
-    sandboxes.run(_dead(warm))
+    sandboxes.run(_dead(waiting))
 
     provider.tick(3600.0)
 
     assert sandboxes.program("print('fine')").stdout == b"fine\n"
-    assert warm not in pool_of(sandboxes).pool
+    assert waiting not in pool_of(sandboxes).pool.ready
 
 
-async def _dead(sandbox: local.LocalSandbox) -> None:
+async def _dead(sandbox: LocalSandbox) -> None:
     await sandbox.dead
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from .base import CodeError, CodeOutput, CodeResult, SandboxLost
 
 if TYPE_CHECKING:
-    from .local import LocalSandbox
+    from .local_sandbox import LocalSandbox
 
 INTERRUPT_SECONDS = 2.0  # between the interrupt and the end of patience
 RESTART_SECONDS = 10.0

@@ -156,7 +156,7 @@ class Groups:
                             remove_soon(self.kind([inner]))
 
 
-RUN_PREFIX = "engine-"
+RUN_PREFIX = "engine_"
 
 
 def run_name() -> str:
