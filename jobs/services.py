@@ -146,7 +146,7 @@ def birth_of(request: JobRequest, *, by: Caller, project: Project) -> Birth:
     if request.agent:
         version = agents.resolve(by, request.agent)
         return Birth(version, first, explanation={"decision": "named", "agent": request.agent})
-    found = discovery.discover(by, request.task)
+    found = discovery.discover(by, request.task, filters=discovery.Filters(slugs=by.runs_only()))
     explanation = found.as_json()
     if not found.results:
         return Birth(None, Job.Status.REJECTED, "no_match", explanation)
