@@ -53,7 +53,9 @@ class LocalEmbedder:
         return self._embed(text)
 
     def _embed(self, text: str) -> Vector:
-        with self._loading:  # since Python 3.12 cached_property has no lock of its own: the model would load twice
+        with (
+            self._loading
+        ):  # since Python 3.12 cached_property has no lock of its own: the model would load twice
             tokenizer, session = self._model
         tokens = tokenizer.encode(text)
         ids = np.array([tokens.ids], dtype=np.int64)
