@@ -203,13 +203,32 @@ def test_another_worker_s_sandbox_can_be_killed_by_its_ref(
 
 def processes_of(worker: Worker) -> list[int]:
     """bubblewrap's own process outside, and process 1 inside."""
-    outer = [
-        int(pid)
-        for pid in Path(f"/proc/{worker.launcher}/task/{worker.launcher}/children").read_text().split()
-    ]
-    return outer + [
-        int(pid) for pid in Path(f"/proc/{outer[0]}/task/{outer[0]}/children").read_text().split()
-    ]
+    (outer,) = (pid for pid in children_of(worker.launcher) if name_of(pid) == "bwrap")
+    (inner,) = children_of(outer)
+    return [outer, inner]
+
+
+def children_of(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def name_of(pid: int) -> str:
+    return Path(f"/proc/{pid}/comm").read_text().strip()
+
+
+def test_the_child_forked_ahead_may_die(tmp_path: Path) -> None:
+    running = Sandboxes(local_provider(tmp_path / "scratch"))
+    provider = running.provider
+    assert isinstance(provider, local.LocalProvider)
+    assert provider.host is not None
+    launcher = launcher_of(f"::{provider.host.ready.run}:")
+    try:
+        (spare,) = children_of(launcher)
+        os.kill(spare, signal.SIGKILL)
+
+        assert [running.program("print(1)").stdout for _ in range(2)] == [b"1\n"] * 2
+    finally:
+        running.close()
 
 
 def test_a_sandbox_holds_no_descriptor_but_its_own(start_worker: Callable[..., Worker]) -> None:

@@ -69,8 +69,8 @@ class Init:
 
     def serve(self) -> NoReturn:
         """Until the host closes the control socket: then leave, and the kernel kills whatever is left in here."""
+        self.control.send(b"R")  # what follows waits for nobody, and nobody has to wait for it
         self.prepare_program()
-        self.control.send(b"R")
         poll = select.poll()
         poll.register(CONTROL, select.POLLIN)
         poll.register(self.wake, select.POLLIN)
@@ -273,23 +273,30 @@ def walk(folder: int, prefix: str, budget: Iterator[int], depth: int = 0) -> Ite
 
 
 def run_program(go: int, warm: int, modules: list[str]) -> int:
-    """Import, wait for the word, then become the program. Returns its exit code."""
+    """Import, take the program's place, wait for the word, then become the program. Returns its exit code."""
+    import resource
+
     for name in modules:
         try:
             __import__(name)
         except ImportError:  # the runtime is not ours to judge: the program will see the same error
             continue
+    take_place(keep=sorted((go, warm)))
     try:  # noqa: SIM105  (contextlib is not loaded)
         os.write(warm, b"w")
     except BrokenPipeError:  # an interpreter that replaces another is not waited for
         pass
     os.close(warm)
-    with os.fdopen(go, "rb") as pipe:
+    with open(go, "rb") as pipe:
         blob = pipe.read()
     if not blob:
         os._exit(0)
     plan = marshal.loads(blob)  # noqa: S302  (from the trusted side)
-    take_place(plan)
+    os.environ.update(plan["env"])
+    for name, (soft, hard) in plan["limits"].items():
+        resource.setrlimit(getattr(resource, name), (soft, hard))
+    # Init is undumpable and fork handed that down; a program may read its own /proc/self.
+    set_dumpable(True)
     if plan["argv"] is None:
         sys.path[0] = GUEST
         import interpreter  # type: ignore[import-not-found,unused-ignore]  # lies beside this file inside
@@ -300,16 +307,18 @@ def run_program(go: int, warm: int, modules: list[str]) -> int:
     return execute(plan["argv"])
 
 
-def take_place(plan: dict[str, Any]) -> None:
-    """Descriptors, signals, limits and surroundings of the program; from here on nothing is trusted."""
-    import resource
-
+def take_place(keep: list[int]) -> None:
+    """Descriptors, signals and surroundings of a program; two more descriptors stay open until it starts."""
     os.setsid()
     for source, target in ((os.open("/dev/null", os.O_RDONLY), 0), (STDOUT, 1), (STDERR, 2)):
         os.dup2(source, target)
     for descriptor in (CONTROL, STDOUT, STDERR):
         os.close(descriptor)
-    os.closerange(REPLIES + 1, 256)
+    first = REPLIES + 1
+    for kept in keep:
+        os.closerange(first, kept)
+        first = kept + 1
+    os.closerange(first, 256)
     _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
     _signal.signal(_signal.SIGINT, _signal.default_int_handler)
     # New streams: the old ones know their descriptors as seekable. Line buffering, where a pipe would get blocks:
@@ -318,13 +327,8 @@ def take_place(plan: dict[str, Any]) -> None:
     options: dict[str, Any] = {"encoding": "utf-8", "errors": "backslashreplace", "closefd": False}
     sys.stdout = open(1, "w", 1, **options)  # noqa: SIM115
     sys.stderr = open(2, "w", 1, **options)  # noqa: SIM115
-    os.environ.update(plan["env"])
     os.environ.update(ENGINE_RECORDS=f"fd:{RECORDS}", ENGINE_REPLIES=f"fd:{REPLIES}")
     os.chdir(f"{HOME}/workspace")
-    for name, (soft, hard) in plan["limits"].items():
-        resource.setrlimit(getattr(resource, name), (soft, hard))
-    # Init is undumpable and fork handed that down; a program may read its own /proc/self.
-    set_dumpable(True)
 
 
 def run_python(arguments: list[str]) -> int:

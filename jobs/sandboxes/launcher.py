@@ -60,6 +60,20 @@ class Box:
     reason: str = ""  # why we killed it
 
 
+@dataclass
+class Child:
+    """A forked child on its way to a sandbox: in its control group, waiting for the rest.
+
+    Entering a group waits for every processor of the machine, 4 ms for each of v1's three hierarchies: so the next
+    sandbox's child is forked and put there ahead of its time.
+    """
+
+    name: str
+    pid: int
+    group: Group | None
+    socket: socket.socket
+
+
 class Launcher:
     """The loop: obey the worker, collect the dead, patrol."""
 
@@ -68,6 +82,8 @@ class Launcher:
         self.worker = worker
         self.pid, self.worker_pid = os.getpid(), os.getppid()
         self.boxes: dict[str, Box] = {}
+        self.spare: Child | None = None
+        self.next_name = ""
         self.groups: Groups | None = None
         self.leftover: list[Group] = []  # groups whose last processes are still ending
         self.lease_until: float | None = None  # none until the first tick
@@ -99,6 +115,7 @@ class Launcher:
                 os.read(self.wake, 4096)
             if self.worker.fileno() in ready and not self.obey():
                 break
+            self.fork_spare()
             self.reap()
             self.patrol()
             self.flush()
@@ -176,36 +193,66 @@ class Launcher:
             self.groups.kill_orphans()
         limits = self.groups.name if self.groups else "rlimits and a watchdog"
         self.tell({"event": "ready", "runtime": runtime, "scratch": scratch, "limits": limits, "run": run})
+        self.next_name = "1"
 
     def launch(self, request: dict[str, Any], descriptors: Sequence[int]) -> None:
         """Start a sandbox; what goes wrong is told as its exit."""
-        name = request["id"]
-        group = None
+        name, child = request["id"], None
         try:
             if self.lease_is_over():
                 raise OSError("the worker's lease has run out")
-            if self.groups is not None:
-                group = self.groups.make(name)
+            child = self.take_spare(name) or self.fork_child(name)
+            if child.group is not None:
                 limits = {key: request[key] for key in ("memory_mb", "disk_mb", "processes")}
-                group.limit(**limits)
-            pid = os.fork()
-            if pid == 0:
-                become_sandbox(self, group, request, descriptors)
+                child.group.limit(**limits)
+            socket.send_fds(child.socket, [json.dumps(request).encode()], list(descriptors))
         except OSError as error:
+            if child is not None:
+                self.drop(child)
+            event = {"event": "exit", "id": name, "status": -1, "reason": "refused", "oom": 0}
+            self.tell({**event, "error": str(error)})
+            return
+        child.socket.close()
+        self.boxes[name] = Box(child.pid, child.group, request["memory_mb"], request["disk_mb"])
+        self.next_name = str(int(name) + 1)
+
+    def fork_child(self, name: str) -> "Child":
+        """Fork what will become the sandbox `name` once it is told how. Raises OSError."""
+        group = self.groups.make(name) if self.groups is not None else None
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            with theirs:
+                pid = os.fork()
+                if pid == 0:
+                    become_sandbox(self, group, theirs)
+        except OSError:
+            ours.close()
             if group is not None:
                 self.leftover.append(group)
-            self.tell(
-                {
-                    "event": "exit",
-                    "id": name,
-                    "status": -1,
-                    "reason": "refused",
-                    "error": str(error),
-                    "oom": 0,
-                }
-            )
-            return
-        self.boxes[name] = Box(pid, group, request["memory_mb"], request["disk_mb"])
+            raise
+        return Child(name, pid, group, ours)
+
+    def fork_spare(self) -> None:
+        """Fork the next one ahead. Not while a request is met: it would hold that sandbox's descriptors open."""
+        if self.spare is None and self.next_name and not self.lease_is_over():
+            with contextlib.suppress(OSError):
+                self.spare = self.fork_child(self.next_name)
+
+    def take_spare(self, name: str) -> "Child | None":
+        """The child that was forked ahead, if it is for this sandbox: names are numbers that count up."""
+        spare, self.spare = self.spare, None
+        if spare is not None and spare.name != name:
+            self.drop(spare)
+            return None
+        return spare
+
+    def drop(self, child: "Child") -> None:
+        """End a child that will not become a sandbox."""
+        child.socket.close()
+        os.kill(child.pid, signal.SIGKILL)
+        os.waitpid(child.pid, 0)
+        if child.group is not None:
+            self.leftover.append(child.group)
 
     def watch(self, request: dict[str, Any]) -> None:
         """A program is about to start: from now on look after it, by its own limits."""
@@ -236,6 +283,10 @@ class Launcher:
                 self.leftover.append(box.group)
             code = os.waitstatus_to_exitcode(status)
             self.tell({"event": "exit", "id": name, "status": code, "reason": box.reason, "oom": oom})
+        if self.spare is not None and os.waitpid(self.spare.pid, os.WNOHANG)[0]:
+            self.spare.socket.close()
+            self.leftover += [self.spare.group] if self.spare.group else []
+            self.spare = None
         self.leftover = [group for group in self.leftover if not group.remove()]
 
     def patrol(self) -> None:
@@ -298,6 +349,7 @@ class Launcher:
 
     def end(self) -> None:
         """The worker is gone: leave nothing behind."""
+        self.take_spare("")
         for name in self.boxes:
             self.kill(name, "worker gone")
         for box in self.boxes.values():
@@ -327,29 +379,49 @@ class Launcher:
                 del self.unsent[0]
 
 
-def become_sandbox(
-    launcher: Launcher, group: Group | None, request: dict[str, Any], given: Sequence[int]
-) -> NoReturn:
+def become_sandbox(launcher: Launcher, group: Group | None, orders: socket.socket) -> NoReturn:
     """In the forked child: limits first, then privileges, then bubblewrap. Never returns."""
     try:
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)
-        bwrap = take_descriptors(launcher, given)
-        if group is not None:
-            group.enter()
+        die_with(launcher)
+        launcher.worker.close()
+        problem = enter(group)
         # The first to go when the host itself runs out of memory.
         Path("/proc/self/oom_score_adj").write_text("1000")
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+        message, descriptors, _, _ = socket.recv_fds(orders, MESSAGE_BYTES, DESCRIPTORS)
+        if not message:
+            os._exit(0)
+        request = json.loads(message)
+        bwrap = take_descriptors(launcher, descriptors)
+        if problem is not None:
+            raise problem
         if launcher.drops_uid:
             drop_uid(launcher.scratch / request["id"])
-        if libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) or os.getppid() != launcher.pid:
-            os._exit(126)
+            die_with(launcher)  # a change of user has cancelled it
         os.execve(bwrap, request["argv"], {})  # noqa: S606  (no shell on purpose)
     except BaseException as error:
         os.write(2, f"launcher: {error}\n".encode())
     os._exit(126)
+
+
+def enter(group: Group | None) -> OSError | None:
+    """Enter a group. What goes wrong is kept until there is somebody to tell."""
+    try:
+        if group is not None:
+            group.enter()
+    except OSError as error:
+        return error
+    return None
+
+
+def die_with(launcher: Launcher) -> None:
+    """Have the kernel kill this process when the launcher ends, or leave if that has happened already."""
+    if libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) or os.getppid() != launcher.pid:
+        os._exit(126)
 
 
 def take_descriptors(launcher: Launcher, given: Sequence[int]) -> int:
