@@ -112,7 +112,8 @@ class Greeter(AsyncJsonWebsocketConsumer):  # type: ignore[misc]  # channels shi
     async def connect(self) -> None:
         cookies = [value.decode() for name, value in self.scope["headers"] if name == b"cookie"]
         await self.accept()
-        await self.send_json({"cookies": cookies, "request_id": self.scope["request_id"]})
+        root = self.scope.get("root_path", "")
+        await self.send_json({"cookies": cookies, "request_id": self.scope["request_id"], "root": root})
 
     async def receive_json(self, content: object) -> None:
         await self.send_json(content)

@@ -147,15 +147,20 @@ def test_threads_that_find_the_server_dead_start_one_together(home, server):
 def test_a_pid_file_that_names_another_program_does_not_pass_for_a_server(home, server):
     server.ensure()
     pid = postmaster(home)
+    # Of the same user: PostgreSQL itself sees through others.
+    other = subprocess.Popen(["sleep", "600"], **embedded.as_user(embedded.Account.needed(server.data)))
     lines = (home / "postgres" / "postmaster.pid").read_text().splitlines()
     os.kill(pid, signal.SIGKILL)
     eventually(lambda: not is_running(pid))
-    (home / "postgres" / "postmaster.pid").write_text("\n".join([str(os.getpid()), *lines[1:]]) + "\n")
-    (home / "postgres" / f"{SOCKET}.lock").write_text(f"{os.getpid()}\n")
+    (home / "postgres" / "postmaster.pid").write_text("\n".join([str(other.pid), *lines[1:]]) + "\n")
+    (home / "postgres" / f"{SOCKET}.lock").write_text(f"{other.pid}\n")
 
-    server.ensure()
-
-    assert postmaster(home) not in (pid, os.getpid())
+    try:
+        server.ensure()
+        assert postmaster(home) not in (pid, other.pid)
+    finally:
+        other.kill()
+        other.wait()
 
 
 def test_a_forked_child_that_ends_leaves_the_server_to_its_parent(home):

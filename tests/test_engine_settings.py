@@ -208,6 +208,14 @@ def test_processes_that_start_together_agree_on_one_secret(tmp_path):
     assert len(set(keys)) == 1
 
 
+def test_a_secret_that_appeared_meanwhile_is_not_made_again(tmp_path, monkeypatch):
+    secrets = SecretFile(tmp_path / "secrets.json")
+    secrets.put("name", "theirs")
+    monkeypatch.setattr(SecretFile, "get", lambda self, name: None)  # as it was a moment ago
+
+    assert secrets.get_or_create("name", lambda: "ours") == "theirs"
+
+
 def test_threads_that_make_different_secrets_lose_none(tmp_path):
     secrets = SecretFile(tmp_path / "secrets.json")
 
