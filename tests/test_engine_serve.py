@@ -276,7 +276,8 @@ def test_a_client_that_leaves_in_the_middle_leaves_no_open_file(site, client, tm
         reader.recv(12)
         assert read_so_far(web_process(site), file)
 
-    eventually(lambda: not read_so_far(web_process(site), file))
+    # Daphne would cancel after ten seconds; until then the file would be read for nobody.
+    eventually(lambda: not read_so_far(web_process(site), file), seconds=6)
 
 
 def test_a_fault_is_a_problem_document_with_the_id_of_its_log_lines(site, client):
