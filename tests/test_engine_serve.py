@@ -8,7 +8,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -230,8 +230,9 @@ def read_so_far(program: Program, file: Path) -> list[int]:
     folder = Path(f"/proc/{program.pid}")
     positions = []
     for entry in (folder / "fd").iterdir():
-        if os.path.realpath(entry) == str(file):
-            positions.append(int((folder / "fdinfo" / entry.name).read_text().split()[1]))
+        with suppress(FileNotFoundError):  # closed since the folder was listed
+            if os.path.realpath(entry) == str(file):
+                positions.append(int((folder / "fdinfo" / entry.name).read_text().split()[1]))
     return positions
 
 
