@@ -9,6 +9,7 @@ from django.core.exceptions import ImproperlyConfigured
 
 from jobs.sandboxes import bubblewrap, registry
 from jobs.sandboxes.base import ProviderHealth, SandboxUnavailable
+from jobs.sandboxes.inside import HOME
 from jobs.sandboxes.local import LocalProvider
 from tests.sandboxes import LOCK, Sandboxes, local_provider, needs_bubblewrap, spec
 
@@ -167,3 +168,22 @@ def test_production_wants_the_local_sandbox_to_be_chosen_on_purpose(settings: An
 
     settings.ENGINE_SANDBOX = "local"
     assert registry.provider_from_settings().name == "local"
+
+
+def test_no_mount_lands_below_a_folder_that_programs_write() -> None:
+    """CVE-2026-87766: a link that a program left there would make bubblewrap create files on the host."""
+    places = bubblewrap.Places(
+        Path("/runtime"), Path("/guest"), Path("/box"), Path("/layer"), ("fonts.json",)
+    )
+    line = bubblewrap.arguments(places, memory_mb=64, disk_mb=8, warm=())
+    binds = [
+        (line[index + 1], line[index + 2])
+        for index, word in enumerate(line)
+        if word in ("--bind", "--ro-bind", "--ro-bind-try", "--dev-bind")
+    ]
+
+    assert not {"--bind", "--dev-bind", "--bind-try"} & set(line), "nothing of the host can be written"
+    for source, target in binds:
+        written = [f"{HOME}/{folder}" for folder in (*bubblewrap.WRITABLE_FOLDERS, ".tmp")]
+        assert not any(target == folder or target.startswith(f"{folder}/") for folder in written)
+        assert source.startswith(("/usr/", "/lib", "/bin", "/runtime/", "/guest", "/box/", "/layer"))

@@ -241,7 +241,7 @@ class Launcher:
     def take_spare(self, name: str) -> "Child | None":
         """The child that was forked ahead, if it is for this sandbox: names are numbers that count up."""
         spare, self.spare = self.spare, None
-        if spare is not None and spare.name != name:
+        if spare is not None and (spare.name != name or not is_waiting(spare)):
             self.drop(spare)
             return None
         return spare
@@ -251,7 +251,7 @@ class Launcher:
         child.socket.close()
         os.kill(child.pid, signal.SIGKILL)
         os.waitpid(child.pid, 0)
-        if child.group is not None:
+        if child.group is not None and not child.group.remove():
             self.leftover.append(child.group)
 
     def watch(self, request: dict[str, Any]) -> None:
@@ -406,6 +406,13 @@ def become_sandbox(launcher: Launcher, group: Group | None, orders: socket.socke
     except BaseException as error:
         os.write(2, f"launcher: {error}\n".encode())
     os._exit(126)
+
+
+def is_waiting(child: Child) -> bool:
+    """Whether a child is still there: its socket says nothing as long as it lives."""
+    poll = select.poll()
+    poll.register(child.socket, select.POLLIN)
+    return not poll.poll(0)
 
 
 def enter(group: Group | None) -> OSError | None:
