@@ -16,6 +16,7 @@ from jobs.sandboxes.base import (
     SandboxBusy,
     SandboxError,
     SandboxLost,
+    SandboxRefused,
     SandboxSpec,
     SandboxUnavailable,
     Stderr,
@@ -250,6 +251,15 @@ def test_requirements_that_cannot_be_installed_fail_the_job_with_the_installers_
     assert failed.code == "requirements_failed"
     assert not failed.retryable
     assert story.lines() == ["Collecting nothing", "ERROR: No matching distribution"]
+
+
+def test_an_agent_that_this_provider_can_never_run_is_not_tried_again(make_story: MakeStory) -> None:
+    story, _ = make_story.scripted(SandboxRefused("there is no network here"))
+
+    failed = failure_of(story.attempt())
+
+    assert (failed.code, failed.retryable) == ("sandbox_refused", False)
+    assert "no network" in failed.message
 
 
 def test_a_sandbox_that_fails_otherwise_is_tried_again(make_story: MakeStory) -> None:

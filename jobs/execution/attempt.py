@@ -26,6 +26,7 @@ from jobs.sandboxes.base import (
     SandboxBusy,
     SandboxError,
     SandboxLost,
+    SandboxRefused,
     SandboxSpec,
     SandboxUnavailable,
     kill_quietly,
@@ -138,6 +139,13 @@ async def _trouble(
             return Unavailable(str(error), error.remedy)
         case SandboxLost():
             return Lost(str(error))
+        case SandboxRefused():
+            return Failed(
+                "sandbox_refused",
+                f"This worker's sandbox cannot run the agent: {error}",
+                "Change what the agent's card asks for, or run it on another sandbox provider.",
+                retryable=False,
+            )
         case RequirementsFailed():
             for line in error.output.splitlines()[-MOST_INSTALLER_LINES:]:
                 recorder.event("log", message=line[:2000])
