@@ -28,7 +28,7 @@ from types import TracebackType
 
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
-from django.db import OperationalError, transaction
+from django.db import OperationalError, connection, transaction
 
 log = logging.getLogger("engine.failpoints")
 
@@ -112,7 +112,8 @@ hit: Callable[[str], None] = (
 def commit(name: str) -> transaction.Atomic:
     """`transaction.atomic()` with the failpoints `NAME.before_commit` and `NAME.after_commit`.
 
-    Inside another transaction the second one comes after that one's commit, and before what else waits for it.
+    Inside another transaction the second one comes after that one's commit. A transaction that wrote nothing passes
+    both.
     """
     return _Watched(name) if settings.ENGINE_FAILPOINT else transaction.atomic()
 
@@ -122,19 +123,20 @@ class _Watched(transaction.Atomic):
         super().__init__(using=None, savepoint=True, durable=False)
         self._name = name
 
-    def __enter__(self) -> None:
-        super().__enter__()
-        transaction.on_commit(partial(hit, f"{self._name}.after_commit"))
-
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is not None:
-            super().__exit__(kind, error, trace)
-            return
-        try:
-            hit(f"{self._name}.before_commit")
-        except BaseException as reached:  # as if the block had raised it: roll back
-            super().__exit__(type(reached), reached, reached.__traceback__)
-            raise
-        super().__exit__(None, None, None)
+        if error is None and _has_written():
+            transaction.on_commit(partial(hit, f"{self._name}.after_commit"))
+            try:
+                hit(f"{self._name}.before_commit")
+            except BaseException as reached:  # as if the block had raised it: roll back
+                super().__exit__(type(reached), reached, reached.__traceback__)
+                raise
+        super().__exit__(kind, error, trace)
+
+
+def _has_written() -> bool:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_current_xact_id_if_assigned() IS NOT NULL")
+        return bool(cursor.fetchone()[0])
