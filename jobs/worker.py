@@ -128,6 +128,8 @@ class Incarnation:
         self.health = health
         self.running: dict[AttemptKey, Running] = {}
         self._beats = Beats()
+        self._beat_now = threading.Event()
+        self._stop_beating = threading.Event()
         self._held_unknown: set[AttemptKey] = set()
         self._giving_back: set[asyncio.Task[None]] = set()
         self._pool = ThreadPoolExecutor(DATABASE_THREADS, thread_name_prefix="database")
@@ -155,8 +157,6 @@ class Incarnation:
             return
         self.writer = Writer(self.id, in_database=self._in_database, on_worker_lost=self._lease_is_lost)
         beat = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
-        self._stop_beating = threading.Event()
-        self._beat_now = threading.Event()
         beat.start()
         self._beat_now.set()
         writing = asyncio.create_task(self.writer.run())
@@ -209,6 +209,7 @@ class Incarnation:
         """Get a lease; False when told to stop while the database was away."""
         while not self._drain_started.is_set():
             sent = time.monotonic()
+            self.id = uuid4()  # a try whose reply was lost may have left its row
             try:
                 await self._in_database(queries.register_worker, self._info())
                 self._clock = Clock(await self._in_database(services.database_time))
