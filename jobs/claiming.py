@@ -13,7 +13,7 @@ they have a small index and a scan of their own without a floor.
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -289,7 +289,7 @@ def survey_all(queues: Sequence[str] | None) -> tuple[dict[str, Survey], set[str
 
 
 def claimed_again(worker_id: UUID, job_id: UUID, attempt: int) -> Claimed | None:
-    """What an earlier claim took, for a worker that never got its reply. None if it holds the job no more."""
+    """What an earlier claim took, for a worker that does not run it. None if it holds the job no more."""
     with connection.cursor() as cursor:
         cursor.execute(
             f"SELECT {CLAIMED_COLUMNS} FROM jobs_job"  # noqa: S608 (a constant)
@@ -297,7 +297,10 @@ def claimed_again(worker_id: UUID, job_id: UUID, attempt: int) -> Claimed | None
             [job_id, attempt, worker_id],
         )
         row = cursor.fetchone()
-    return None if row is None else _claimed(row)
+        if row is None:
+            return None
+        cursor.execute("SELECT max(seq) FROM jobs_event WHERE job_id = %s", [job_id])
+        return replace(_claimed(row), last_seq=cursor.fetchone()[0])
 
 
 def _claimed(row: tuple[Any, ...]) -> Claimed:

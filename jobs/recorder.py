@@ -16,7 +16,7 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from django.db import DataError, IntegrityError, InterfaceError, OperationalError
+from django.db import InterfaceError, InternalError, OperationalError
 from uuid_utils.compat import uuid7
 
 from agents.queries import Run
@@ -83,6 +83,7 @@ class Writer:
         self._room.set()
         self._closed = False
         self.late_writes_refused = 0
+        self.unstorable: set[AttemptKey] = set()  # refused for what they wrote, though the lease holds
         self.runs: list[Run] = []  # for the agents' statistics; whoever takes them empties it
 
     def add(self, rows: int = 1, *, urgent: bool = False) -> Batch:
@@ -126,6 +127,12 @@ class Writer:
 
     async def run(self) -> None:
         """Write batches until closed. One is in flight at a time, so order within a job is the order of adding."""
+        try:
+            await self._run()
+        finally:
+            self._refuse_waiters(self._waiters)
+
+    async def _run(self) -> None:
         while not (self._closed and not self._batch and not self._waiters):
             await self._wake.wait()
             self._wake.clear()
@@ -146,6 +153,9 @@ class Writer:
             self._refuse(taken.attempts() | {waiter.key for waiter in waiters}, waiters)
             self._on_worker_lost()
             return
+        except asyncio.CancelledError:
+            self._refuse_waiters(waiters)
+            raise
         self._refuse(written.refused, waiters)
         for waiter in waiters:
             if not waiter.done.done():
@@ -160,8 +170,12 @@ class Writer:
     def _refuse(self, refused: set[AttemptKey], waiters: list[_Waiter]) -> None:
         self._refused |= refused
         self.late_writes_refused += len(refused)
+        self._refuse_waiters([waiter for waiter in waiters if waiter.key in refused])
+
+    @staticmethod
+    def _refuse_waiters(waiters: list[_Waiter]) -> None:
         for waiter in waiters:
-            if waiter.key in refused and not waiter.done.done():
+            if not waiter.done.done():
                 waiter.done.set_exception(LeaseLostError())
                 waiter.done.exception()  # whoever was cancelled meanwhile does not read it
 
@@ -171,17 +185,20 @@ class Writer:
             try:
                 written: batch.Written = await self._in_database(batch.write, self.worker_id, taken)
                 return written
-            except (OperationalError, InterfaceError) as error:
+            except queries.WorkerLeaseLost:
+                raise
+            except Exception as error:  # whatever one job's rows do to us, the others' must be written
+                if not _may_pass(error):
+                    return await self._write_one_by_one(taken, error)
                 log.warning("The database is away, writing again: %s", str(error).strip())
                 await asyncio.sleep(RETRY_SECONDS)
-            except (DataError, IntegrityError, batch.SequenceTaken) as error:
-                return await self._write_one_by_one(taken, error)
 
     async def _write_one_by_one(self, taken: Batch, error: Exception) -> batch.Written:
         """One job's rows cannot be stored. It loses its lease here, the others must not suffer."""
         keys = taken.attempts()
         if len(keys) == 1:
-            log.error("Job %s wrote what cannot be stored: %s", next(iter(keys))[0], str(error).strip())
+            log.error("Job %s wrote what cannot be stored: %r", next(iter(keys))[0], error)
+            self.unstorable |= keys
             return batch.Written(refused=keys, settled={}, queues=set())
         parts = [await self._write_until_heard(taken.only(key)) for key in keys]
         return batch.Written(
@@ -189,6 +206,18 @@ class Writer:
             settled={key: status for part in parts for key, status in part.settled.items()},
             queues=set().union(*(part.queues for part in parts)),
         )
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether the same batch may go through later: the connection was lost, or the server is busy or stopping."""
+    state = getattr(error.__cause__, "sqlstate", None) or ""
+    if isinstance(error, InternalError):
+        return state.startswith(
+            "25"
+        )  # the server ended a transaction that idled while this process was stopped
+    return isinstance(error, OperationalError | InterfaceError) and not state.startswith(
+        "54"
+    )  # beyond its limits
 
 
 def _runs(taken: Batch, written: batch.Written) -> list[Run]:
@@ -237,6 +266,7 @@ class AttemptRecorder:
         self._key: AttemptKey = (job.id, job.attempt)
         self.sandbox = ""
         self.has_durable_step = False  # of this attempt
+        self._settling: asyncio.Future[str | None] | None = None
 
     def event(
         self,
@@ -366,7 +396,12 @@ class AttemptRecorder:
         return self._seq + 1
 
     async def settle(self, settlement: Settlement) -> str | None:
-        """Write how the attempt ended; gives the job's new status. Raises LeaseLostError."""
+        """Write how the attempt ended; gives the job's new status. Raises LeaseLostError.
+
+        The first settlement counts: one that comes while it is on its way, because the worker stops, is dropped.
+        """
         self._check()
-        self._writer.add(urgent=True).settlements.append(settlement)
-        return await self._writer.durable(self._key)
+        if self._settling is None:
+            self._writer.add(urgent=True).settlements.append(settlement)
+            self._settling = self._writer.durable(self._key)
+        return await asyncio.shield(self._settling)

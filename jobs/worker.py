@@ -14,7 +14,7 @@ import resource
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,7 +22,7 @@ from uuid import uuid4
 
 import psycopg
 from django.conf import settings
-from django.db import DatabaseError, InterfaceError, connection
+from django.db import DatabaseError, InterfaceError, OperationalError, connection
 
 from agents.queries import record_runs
 from apikeys import services as keys
@@ -51,6 +51,9 @@ LOOK_SECONDS = 0.05  # at least so long between surveys of the queues, however m
 MOST_CLAIMED = 200  # a call: claiming the next ones overlaps with writing how the last ones ended
 RECONNECT_SECONDS = 1.0
 DATABASE_THREADS = 4
+PATIENCE_SECONDS = (
+    30.0  # with one call; lock_timeout and connect_timeout end all that the database knows of before
+)
 ALL_QUEUES = "*"
 # A suspect (lost twice) waits this long for an idle worker; then one stops taking other jobs until it is idle.
 SUSPECT_PATIENCE_SECONDS = 10.0
@@ -160,11 +163,11 @@ class Incarnation:
         beat.start()
         self._beat_now.set()
         writing = asyncio.create_task(self.writer.run())
-        ticking = asyncio.create_task(self._tick())
-        helpers = [
-            asyncio.create_task(work)
-            for work in (self._claim(), self._maintain(), self._listen(), self._probe(), self._forget())
-        ]
+        writing.add_done_callback(self._writing_ended)
+        ticking = asyncio.create_task(self._steadily(self._tick))
+        self._claiming = asyncio.create_task(self._steadily(self._claim))
+        upkeep = (self._maintain, self._listen, self._probe, self._forget)
+        helpers = [self._claiming, *(asyncio.create_task(self._steadily(work)) for work in upkeep)]
         log.info("Worker %s serves queues %s with %s slots.", self.id, *self._about())
         try:
             await self._until_drained_or_lost()
@@ -181,6 +184,23 @@ class Incarnation:
                     await self._in_database(queries.stop_worker, self.id)
             self._pool.shutdown(wait=False)
 
+    async def _steadily(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Begin a loop of the worker again after a fault: one that only looked alive would hold its jobs for ever."""
+        while True:
+            try:
+                await work()
+                return
+            except (
+                Exception
+            ):  # the outer loop: a fault of ours that nobody foresaw is seen, and stops nothing else
+                log.exception("A part of the worker met a fault of the platform, and begins again.")
+                await asyncio.sleep(RECONNECT_SECONDS)
+
+    def _writing_ended(self, writing: asyncio.Task[None]) -> None:
+        if not writing.cancelled() and (error := writing.exception()) is not None:
+            log.error("Writing met a fault of the platform.", exc_info=error)
+            self._lease_is_lost()
+
     def _about(self) -> tuple[str, int]:
         return ",".join(self.options.queues), self.options.concurrency
 
@@ -194,8 +214,14 @@ class Incarnation:
             slots=self.options.concurrency,
         )
 
-    async def _in_database(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Run a database function off the event loop."""
+    async def _in_database(
+        self,
+        function: Callable[..., Any],
+        *args: Any,
+        patience: float | None = PATIENCE_SECONDS,
+        **kwargs: Any,
+    ) -> Any:
+        """Run a database function off the event loop. One that never comes back costs the lease."""
 
         def call() -> Any:
             try:
@@ -203,7 +229,18 @@ class Incarnation:
             finally:
                 connection.close_if_unusable_or_obsolete()
 
-        return await self._loop.run_in_executor(self._pool, call)
+        calling = self._loop.run_in_executor(self._pool, call)
+        try:
+            done, _ = await asyncio.wait([calling], timeout=patience)
+        except asyncio.CancelledError:
+            calling.cancel()
+            raise
+        if not done:
+            # Half-open: a peer that takes what is sent and never answers. The thread stays with it.
+            calling.add_done_callback(lambda late: late.cancelled() or late.exception())
+            self._lease_is_lost()
+            raise OperationalError("The database took a call and does not answer.")
+        return calling.result()
 
     async def _register(self) -> bool:
         """Get a lease; False when told to stop while the database was away."""
@@ -217,7 +254,7 @@ class Incarnation:
                 log.warning("The database does not answer, trying again: %s", str(error).strip())
                 await _first(self._drain_started, seconds=RECONNECT_SECONDS)
             else:
-                self._beats.renewed_at = sent
+                self._beats = Beats(renewed_at=sent)
                 self.provider.tick(settings.ENGINE_LEASE_SECONDS * 2 / 3)
                 return True
         return False
@@ -294,12 +331,18 @@ class Incarnation:
             self.drain()
 
     async def _give_back_unknown(self, key: AttemptKey) -> None:
-        """A claim whose reply was lost: nothing ran, nothing was written, so the job goes back as it was."""
+        """A claim whose reply was lost: nothing ran, so the job goes back as it was. Or what it wrote was refused."""
         claimed = await self._in_database(loading.claimed_again, self.id, *key)
         if claimed is not None and key not in self.running:
             job, agent = claimed
             entry = Running(job, agent, self._recorder(job), AttemptControl())
-            await self._settle(entry, outcomes.HandedBack("its claim was lost"))
+            await self._settle(entry, self._why_unknown(key))
+
+    def _why_unknown(self, key: AttemptKey) -> Outcome:
+        if key not in self.writer.unstorable:
+            return outcomes.HandedBack("its claim was lost")
+        message = "What the job wrote could not be stored."
+        return outcomes.Failed("platform_error", message, remedy="See the worker's log for the reason.")
 
     async def _tick(self) -> None:
         """Show the heartbeat that the loop lives, and stop in time when the lease cannot be renewed."""
@@ -517,7 +560,7 @@ class Incarnation:
         """Delete old jobs, each hour; apart from `_maintain`, since it may take long and nothing waits for it."""
         while settings.ENGINE_RETENTION_DAYS:
             try:
-                await self._in_database(retention.prune, settings.ENGINE_RETENTION_DAYS)
+                await self._in_database(retention.prune, settings.ENGINE_RETENTION_DAYS, patience=None)
             except (DatabaseError, InterfaceError, StorageFailed) as error:
                 log.warning("Old jobs are deleted another time: %s", str(error).strip())
             await asyncio.sleep(RETENTION_SECONDS)
@@ -609,18 +652,27 @@ class Incarnation:
     async def _until_drained_or_lost(self) -> None:
         await _first(self._drain_started, self._lost)
         if not self._lost.is_set():
+            # A claim may be on its way: what it brings would otherwise be left to the sweep, as lost.
+            await _first(self._claiming, self._lost, self._drain_now, seconds=self.options.grace_seconds / 2)
             await _first(self._idle, self._lost, self._drain_now, seconds=self.options.grace_seconds / 2)
             for entry in self.running.values():
                 entry.control.hand_back.set()
             await _first(self._idle, self._lost, self._drain_now, seconds=self.options.grace_seconds / 2)
+        stopping = asyncio.create_task(self._stop_all())
+        await _first(stopping, self._lost)
+        if (
+            not stopping.done()
+        ):  # the lease ended while jobs were handed back: nobody waits for the database now
+            await _cancel(stopping)
+            await self._stop_all()
+
+    async def _stop_all(self) -> None:
+        """Stop what runs; each job is handed back by its own task, unless the lease is lost."""
         for entry in list(self.running.values()):
             if self._lost.is_set():
                 entry.control.lease_lost.set()
-            if entry.task is not None:
-                entry.task.cancel()
-        await asyncio.gather(
-            *(entry.task for entry in list(self.running.values()) if entry.task), return_exceptions=True
-        )
+        tasks = [entry.task for entry in self.running.values() if entry.task is not None]
+        await _cancel(*tasks)
 
 
 async def _first(*happenings: asyncio.Event | asyncio.Task[None], seconds: float | None = None) -> None:
