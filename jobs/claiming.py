@@ -49,24 +49,24 @@ class Claimed:
     parent_id: UUID | None
     budget: dict[str, Any] | None
     seed: str  # of a job that continues another
-    created_at: datetime
     due_at: datetime
     started_at: datetime
 
 
 CLAIMED_COLUMNS = """
     id, project_id, agent_version_id, queue, task, input, attempt, last_seq, failed_count, lost_count, max_attempts,
-    timeout_seconds, deadline_at, parent_id, budget, seed, created_at, greatest(created_at, run_at), attempt_started_at
+    timeout_seconds, deadline_at, parent_id, budget, seed, greatest(created_at, run_at), attempt_started_at
 """
 
-# `due` is MATERIALIZED as a fence: without it a LIMIT subquery may lock or update more rows than it returns.
+# `due` is MATERIALIZED as a fence: without it a LIMIT subquery may lock or update more rows than it returns. An array,
+# not a join: the planner takes `due` for large, and would hash the whole table for it.
 TAKE = f"""
 , taken AS (
     UPDATE jobs_job AS job
        SET status = 'running', status_reason = '', attempt = attempt + 1, worker_id = %(worker_id)s,
            last_seq = last_seq + 1, attempt_started_at = statement_timestamp(),
            started_at = coalesce(started_at, statement_timestamp())
-      FROM due WHERE job.id = due.id
+     WHERE id = ANY(ARRAY(SELECT id FROM due))
     RETURNING job.*
 ), told AS (
     INSERT INTO jobs_event (job_id, seq, attempt, at, type, source, level, message, data)

@@ -188,7 +188,14 @@ class Job(models.Model):
             ),
             # Lists, newest first.
             models.Index(F("project"), F("id").desc(), name="job_list_idx"),
-            models.Index(F("project"), F("status"), F("id").desc(), name="job_status_list_idx"),
+            # Running jobs are few, and job_running_idx finds them: one entry less to write at each claim.
+            models.Index(
+                F("project"),
+                F("status"),
+                F("id").desc(),
+                condition=~Q(status="running"),
+                name="job_status_list_idx",
+            ),
         ]
         constraints = [
             models.CheckConstraint(

@@ -21,11 +21,12 @@ from uuid_utils.compat import uuid7
 
 from agents.queries import Run
 from jobs import batch, queries, wakeups
-from jobs.batch import ArtifactRow, AttemptKey, Batch, EventRow, ProgressRow, SandboxRow, Settlement, StepRow
+from jobs.batch import ArtifactRow, Batch, EventRow, ProgressRow, SandboxRow, StepRow
 from jobs.claiming import Claimed
 from jobs.execution.outcomes import StepBegin, StepEnd, StoredArtifact
 from jobs.execution.ports import Journal, LeaseLostError
 from jobs.models import Attempt
+from jobs.settlements import AttemptKey, Settlement
 
 log = logging.getLogger("engine.worker")
 

@@ -4,7 +4,6 @@ import random
 from datetime import timedelta
 from typing import Any
 
-from jobs.batch import Settlement
 from jobs.claiming import Claimed
 from jobs.execution import outcomes
 from jobs.execution.outcomes import Outcome
@@ -12,6 +11,7 @@ from jobs.execution.ports import AgentSpec
 from jobs.models import Attempt, Job
 from jobs.queries import MOST_LOSSES
 from jobs.recorder import AttemptRecorder, Clock, to_json
+from jobs.settlements import Settlement
 
 # Retry n waits 2^n seconds, at most this, plus up to a tenth so that failures do not return together.
 MOST_BACKOFF_SECONDS = 1_024

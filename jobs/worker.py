@@ -29,7 +29,6 @@ from apikeys import services as keys
 from engine import __version__
 from engine.database import direct_dsn
 from jobs import claiming, failpoints, loading, queries, retention, services, wakeups
-from jobs.batch import AttemptKey
 from jobs.claiming import Claimed
 from jobs.execution import attempt, outcomes
 from jobs.execution.outcomes import Outcome
@@ -37,6 +36,7 @@ from jobs.execution.ports import AgentSpec, AttemptControl, LeaseLostError
 from jobs.queries import WorkerLeaseLost
 from jobs.recorder import AttemptRecorder, Clock, Writer
 from jobs.sandboxes.base import Provider, ProviderHealth
+from jobs.settlements import AttemptKey
 from jobs.settling import settlement
 from jobs.storage import StorageFailed
 

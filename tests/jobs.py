@@ -14,9 +14,10 @@ from apikeys.callers import Caller
 from apikeys.models import Project
 from apikeys.scopes import Scope
 from jobs import batch, claiming, queries, services
-from jobs.batch import Batch, EventRow, Settlement, StepRow
+from jobs.batch import Batch, EventRow, StepRow
 from jobs.execution.outcomes import QuestionSpec
 from jobs.models import Attempt, Event, Job, Worker
+from jobs.settlements import Settlement
 
 
 def make_project(slug: str = "acme", **fields: Any) -> Project:
