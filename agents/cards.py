@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from django.conf import settings
 from django.utils.text import slugify
 from jsonschema import Draft202012Validator, SchemaError
 from jsonschema.exceptions import ValidationError
@@ -252,7 +253,12 @@ def _kind(data: Mapping[str, Any]) -> str | None:
 def _kind_faults(data: Mapping[str, Any]) -> Iterator[FieldError]:
     kind = _kind(data)
     if kind is None:
-        yield {"pointer": "/kind", "detail": "Give `source` (python), `instructions` (llm) or the kind noop"}
+        yield {"pointer": "/kind", "detail": "Give `source` (python) or `instructions` (llm)"}
+    if kind == AgentVersion.Kind.NOOP and not settings.ENGINE_BENCHMARK:
+        yield {
+            "pointer": "/kind",
+            "detail": "Agents of this kind only measure the queue: set ENGINE_BENCHMARK=1 where that is wanted",
+        }
     if kind == AgentVersion.Kind.PYTHON and ENTRY_FILE not in data.get("source", {}):
         yield {"pointer": "/source", "detail": f"A python agent needs a file {ENTRY_FILE}"}
     if kind == AgentVersion.Kind.LLM and not data.get("instructions"):

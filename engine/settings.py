@@ -216,6 +216,13 @@ if PRODUCTION and ENGINE_SANDBOX == "unsafe-subprocess":
     )
 # Read-only Python runtimes that local sandboxes see.
 ENGINE_RUNTIME_DIR = folder("ENGINE_RUNTIME_DIR", ENGINE_HOME / "runtime")
+# Lets agents of the kind `noop` be registered and run: they end at once, without a sandbox, and measure the queue.
+ENGINE_BENCHMARK = flag("ENGINE_BENCHMARK", default=DEBUG)
+if PRODUCTION and ENGINE_BENCHMARK:
+    raise ImproperlyConfigured("ENGINE_BENCHMARK is for measuring: leave it off in production.")
+# What supervises a worker: systemd's socket, and a file that is written anew at each heartbeat.
+NOTIFY_SOCKET = text("NOTIFY_SOCKET")
+ENGINE_WORKER_HEALTH_FILE = text("ENGINE_WORKER_HEALTH_FILE")
 # Jobs that ended longer ago are deleted with their files and events. 0: nothing is.
 ENGINE_RETENTION_DAYS = whole("ENGINE_RETENTION_DAYS", 0, least=0, most=36_500)
 # Sandboxes that a worker keeps ready, their interpreter started; each serves one attempt.

@@ -28,7 +28,7 @@ from agents.queries import record_runs
 from apikeys import services as keys
 from engine import __version__
 from engine.database import direct_dsn
-from jobs import claiming, failpoints, loading, queries, retention, services, wakeups
+from jobs import aliveness, claiming, failpoints, loading, queries, retention, services, wakeups
 from jobs.claiming import Claimed
 from jobs.execution import attempt, outcomes
 from jobs.execution.outcomes import Outcome
@@ -113,10 +113,12 @@ class Worker:
                 health = self._incarnation.health
         finally:
             await self.provider.close()
+            aliveness.stopped()
 
     def stop(self) -> None:
         """Drain; called again: hand everything back now."""
         again, self._stopping = self._stopping, True
+        aliveness.stopping()
         if self._incarnation is not None:
             self._incarnation.drain(now=again)
 
@@ -169,6 +171,7 @@ class Incarnation:
         upkeep = (self._maintain, self._listen, self._probe, self._forget)
         helpers = [self._claiming, *(asyncio.create_task(self._steadily(work)) for work in upkeep)]
         log.info("Worker %s serves queues %s with %s slots.", self.id, *self._about())
+        aliveness.ready(f"Serves queues {','.join(self.options.queues)}")
         try:
             await self._until_drained_or_lost()
         finally:
@@ -270,6 +273,7 @@ class Incarnation:
                 log.error("The worker's event loop hangs: its lease is not renewed.")
             else:
                 self._beat_once()
+                aliveness.alive(self._state())
             self._beat_now.wait(interval if self._beat_went_well else min(interval, RECONNECT_SECONDS))
         connection.close()
 
@@ -299,6 +303,16 @@ class Incarnation:
     def _call_soon(self, function: Callable[..., None], *args: Any) -> None:
         with contextlib.suppress(RuntimeError):  # the loop has closed meanwhile
             self._loop.call_soon_threadsafe(function, *args)
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "worker": str(self.id),
+            "pid": os.getpid(),
+            "lease_held": not self._lost.is_set() and self._beat_went_well,
+            "can_run": self.health.ok and not self._draining,
+            "running": len(self.running),
+            "slots": self.options.concurrency,
+        }
 
     def _health(self) -> dict[str, Any]:
         return {
@@ -420,7 +434,7 @@ class Incarnation:
             self._idle.clear()
         at_once: list[Running] = []
         for entry in entries:
-            if entry.agent.kind == "noop" and not entry.job.input:
+            if _does_nothing(entry.agent) and not entry.job.input:
                 at_once.append(entry)
             else:
                 entry.task = self._loop.create_task(self._run_job(entry))
@@ -491,7 +505,7 @@ class Incarnation:
             self._finished(key)
 
     async def _outcome(self, entry: Running) -> Outcome:
-        if entry.agent.kind == "noop":
+        if _does_nothing(entry.agent):
             await asyncio.sleep(float(entry.job.input.get("seconds", 0)))
             return outcomes.Completed({})
         details = await self._in_database(loading.details, entry.job, entry.agent)
@@ -673,6 +687,11 @@ class Incarnation:
                 entry.control.lease_lost.set()
         tasks = [entry.task for entry in self.running.values() if entry.task is not None]
         await _cancel(*tasks)
+
+
+def _does_nothing(agent: AgentSpec) -> bool:
+    """Whether it is a benchmark's agent, here where they may run."""
+    return agent.kind == "noop" and settings.ENGINE_BENCHMARK
 
 
 async def _first(*happenings: asyncio.Event | asyncio.Task[None], seconds: float | None = None) -> None:

@@ -15,6 +15,7 @@ from tests.processes import Instance, copy_home
 
 def pytest_configure(config: pytest.Config) -> None:
     """Keep the embedded server for the whole session: parallel test processes end without leaving it."""
+    settings.ENGINE_BENCHMARK = True  # agents that do nothing, where a test is about something else
     # A test may do in its transaction what takes long on a busy machine; processes under test keep the limit.
     options = settings.DATABASES["default"]["OPTIONS"]
     options["options"] = f"{options.get('options', '')} -c idle_in_transaction_session_timeout=0".strip()

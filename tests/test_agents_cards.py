@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from pytest_django import Settings
 
 from agents.cards import MAX_SOURCE_BYTES, Card
 from agents.errors import InvalidCard
@@ -192,3 +193,9 @@ def test_skills_without_an_id_get_one_each() -> None:
     card = Card.parse(make_noop("a", "b", skills=[{"name": "Cut"}, {"name": "Cut"}, {"name": "切る"}]))
 
     assert [skill["id"] for skill in card.skills] == ["cut", "cut-2", "skill-3"]
+
+
+def test_agents_that_only_measure_are_refused_where_nothing_is_measured(settings: Settings) -> None:
+    settings.ENGINE_BENCHMARK = False
+
+    assert "ENGINE_BENCHMARK" in faults(make_noop("idle", "Does nothing"))["/kind"]

@@ -198,14 +198,6 @@ def test_a_result_that_meets_the_schema_passes(make_story: MakeStory) -> None:
     assert result_of(story.attempt()) == {"rows": 3}
 
 
-def test_a_noop_job_needs_no_sandbox(make_story: MakeStory) -> None:
-    story = make_story("", kind="noop", input={"a": 1})
-
-    assert result_of(story.attempt()) == {"task": "do it", "input": {"a": 1}}
-    assert isinstance(story.provider, PipeProvider)
-    assert story.provider.opened == []
-
-
 # --- before the program starts ---
 
 

@@ -51,8 +51,6 @@ async def run_attempt(
         match job.agent.kind:
             case "python":
                 outcome = await _python(job, recorder, provider, control)
-            case "noop":
-                outcome = Completed({"task": job.task, "input": dict(job.input)})
             case kind:
                 outcome = Failed(
                     "unknown_kind", f"This worker runs no agents of kind {kind}.", retryable=False

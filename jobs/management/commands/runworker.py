@@ -6,6 +6,8 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandParser
 
+from engine import collector
+from engine.database import refuse_risky_durability
 from jobs.sandboxes.registry import provider_from_settings
 from jobs.worker import ALL_QUEUES, Options, Worker
 
@@ -37,6 +39,8 @@ class Command(BaseCommand):
             grace_seconds=options["grace"],
             listen=not options["no_listen"],
         )
+        refuse_risky_durability()
+        collector.calm()
         asyncio.run(_work(chosen))
 
 
