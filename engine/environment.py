@@ -3,11 +3,13 @@
 import os
 import re
 from collections.abc import Sequence
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from django.core.exceptions import ImproperlyConfigured
+from environ import Env
 
 TRUE, FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off"}
 
@@ -67,6 +69,17 @@ def names(name: str, default: Sequence[str] = ()) -> list[str]:
     return [part.strip() for part in value.split(",") if part.strip()] if value else list(default)
 
 
+def networks(name: str) -> list[IPv4Network | IPv6Network]:
+    """A comma-separated list of networks; a single address is a network of one."""
+    found = []
+    for part in names(name):
+        try:
+            found.append(ip_network(part))
+        except ValueError:
+            raise malformed(name, part, "write networks such as 10.0.0.0/8, with commas between") from None
+    return found
+
+
 def folder(name: str, default: Path) -> Path:
     """An absolute folder; `~` is expanded, and a relative path counts from the repository's root."""
     value = text(name)
@@ -87,6 +100,28 @@ def address(name: str, default: str = "", *, schemes: Sequence[str]) -> str:
         # Never the value: addresses carry passwords.
         raise ImproperlyConfigured(f"{name} cannot be used: write a URL that begins with {wanted}.")
     return value
+
+
+def mail(name: str) -> dict[str, Any]:
+    """Django's e-mail settings from one address; without it mail is off.
+
+    smtp://, smtp+tls:// (STARTTLS), smtp+ssl://, each with user:password@host:port; consolemail:// prints,
+    filemail:///folder writes files.
+    """
+    value = text(name)
+    if not value:
+        return {"EMAIL_BACKEND": "django.core.mail.backends.dummy.EmailBackend"}
+    schemes = ("smtp", "smtp+tls", "smtp+ssl", "consolemail", "filemail")
+    parts = urlsplit(value)
+    if parts.scheme not in schemes or (parts.scheme.startswith("smtp") and not parts.hostname):
+        # Never the value: it carries a password.
+        raise ImproperlyConfigured(f"{name} cannot be used: write smtp+tls://user:password@host:587.")
+    if parts.scheme == "filemail":
+        backend = "django.core.mail.backends.filebased.EmailBackend"
+        return {"EMAIL_BACKEND": backend, "EMAIL_FILE_PATH": parts.path}
+    found: dict[str, Any] = Env.email_url_config(value)
+    found["EMAIL_PORT"] = found["EMAIL_PORT"] or (465 if parts.scheme == "smtp+ssl" else 587)
+    return found
 
 
 def postgres(name: str) -> dict[str, Any] | None:

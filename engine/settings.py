@@ -9,7 +9,19 @@ from django.core.exceptions import ImproperlyConfigured
 
 from engine import embedded
 from engine.dashboard.theme import UNFOLD  # noqa: F401, a setting
-from engine.environment import address, choice, flag, folder, names, postgres, seconds, text, whole
+from engine.environment import (
+    address,
+    choice,
+    flag,
+    folder,
+    mail,
+    names,
+    networks,
+    postgres,
+    seconds,
+    text,
+    whole,
+)
 from engine.rest import REST_FRAMEWORK  # noqa: F401, a setting
 from engine.secretfile import SecretFile, make_private
 
@@ -239,6 +251,18 @@ if ENGINE_HEARTBEAT_SECONDS * 2 > ENGINE_LEASE_SECONDS:
 ENGINE_FAILPOINT = text("ENGINE_FAILPOINT")
 if PRODUCTION and ENGINE_FAILPOINT:
     raise ImproperlyConfigured("ENGINE_FAILPOINT is for tests: unset it where ENGINE_ENV=production.")
+
+# --- webhooks, mail, links ---
+
+# Networks beside the public internet that webhooks may go to, over http:// too: "127.0.0.0/8, 10.0.0.0/8".
+ENGINE_WEBHOOK_ALLOWED_NETWORKS = networks("ENGINE_WEBHOOK_ALLOWED_NETWORKS")
+# Where mail to assignees goes out. Unset: none is sent.
+ENGINE_MAIL = bool(text("EMAIL_URL"))
+globals().update(mail("EMAIL_URL"))
+EMAIL_TIMEOUT = 15
+DEFAULT_FROM_EMAIL = text("ENGINE_MAIL_FROM", "engine@localhost")
+# Links that answer one question work for so long.
+ENGINE_ANSWER_LINK_SECONDS = seconds("ENGINE_ANSWER_LINK_SECONDS", 7 * 86_400.0, least=60, most=366 * 86_400)
 
 # --- outside services; each is used only if its variable is set ---
 
