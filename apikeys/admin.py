@@ -31,6 +31,7 @@ SCOPE_WORDS = {
     Scope.AGENTS_READ: "See agents and find them by meaning",
     Scope.AGENTS_WRITE: "Register agents, and so run code of its own in sandboxes",
     Scope.ADMIN_KEYS: "Create and revoke keys of its project, with no more rights than its own",
+    Scope.ADMIN_WEBHOOKS: "Send its project's events to addresses of its choice",
     Scope.ADMIN_WORKERS: "See the workers of the whole installation",
     Scope.ADMIN_METRICS: "Read metrics of the whole installation",
     Scope.ADMIN: "Everything, new projects and limits included: for whoever runs Engine",

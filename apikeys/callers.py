@@ -21,6 +21,7 @@ STAFF_PERMISSIONS = {
     Scope.AGENTS_READ: "agents.view_agent",
     Scope.AGENTS_WRITE: "agents.change_agent",
     Scope.ADMIN_KEYS: "apikeys.change_apikey",
+    Scope.ADMIN_WEBHOOKS: "jobs.change_webhookendpoint",
     Scope.ADMIN_WORKERS: "jobs.view_worker",
     Scope.ADMIN_METRICS: "jobs.view_worker",
 }
@@ -36,6 +37,8 @@ class Caller:
     key: ApiKey | None = None
     # Set for staff.
     user_name: str = ""
+    # Set for the holder of a link: who it was made for, or by.
+    link_holder: str = ""
     # The door: api_key, dashboard, link, mcp, cli.
     via: str = "api_key"
     # Where the request came from, for audit rows.
@@ -49,6 +52,8 @@ class Caller:
         """How answers and audit rows name this caller."""
         if self.key is not None:
             return f"key:{self.key.name}"
+        if self.link_holder:
+            return f"link:{self.link_holder}"
         return f"user:{self.user_name}" if self.user_name else self.via
 
     def may(self, scope: str, *, agent_slug: str | None = None) -> bool:

@@ -15,6 +15,8 @@ class Scope(StrEnum):
     AGENTS_WRITE = "agents:write"
     # The keys of the own project, never with more than the own scopes.
     ADMIN_KEYS = "admin:keys"
+    # Where the own project's events are sent, which is as much as reading all its jobs.
+    ADMIN_WEBHOOKS = "admin:webhooks"
     # Workers and metrics of the whole installation.
     ADMIN_WORKERS = "admin:workers"
     ADMIN_METRICS = "admin:metrics"
@@ -30,6 +32,7 @@ PROJECT_SCOPES = (
     Scope.AGENTS_READ,
     Scope.AGENTS_WRITE,
     Scope.ADMIN_KEYS,
+    Scope.ADMIN_WEBHOOKS,
 )
 
 _NAMES = frozenset(scope.value for scope in Scope)

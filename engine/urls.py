@@ -8,12 +8,14 @@ from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerSplitVie
 
 from engine import openapi  # noqa: F401, it registers itself
 from engine.problems import handler400, handler403, handler404, handler500, unknown_address
+from jobs.answering import answer_page
 
 __all__ = ["handler400", "handler403", "handler404", "handler500", "urlpatterns"]
 
 urlpatterns: list[URLPattern | URLResolver] = [
     path("", RedirectView.as_view(url="/admin/")),
     path("admin/", admin.site.urls),
+    path("answer/<str:token>", answer_page),
     path("api/v1/admin/", include("apikeys.urls")),
     path("api/v1/agents", include("agents.urls")),
     path("api/v1/", include("jobs.urls")),

@@ -10,10 +10,10 @@ _YES = {"yes", "y", "true", "ok", "confirm"}
 _NO = {"no", "n", "false"}
 
 
-def checked(question: Question, value: Any) -> Any:
-    """The answer in its stored form. Raises InvalidAnswer with pointers when it does not fit the question."""
+def checked(question: Question, value: Any, *, at: str = "/answer") -> Any:
+    """The answer in its stored form. Raises InvalidAnswer, pointers below `at`, when it does not fit the question."""
     answer = _plain(question, value)
-    wrong = faults(answer, question.schema, at="/answer")
+    wrong = faults(answer, question.schema, at=at)
     if wrong:
         raise InvalidAnswer(_hint(question), errors=wrong)
     return answer

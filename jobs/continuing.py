@@ -13,6 +13,7 @@ from django.db import connection
 from uuid_utils.compat import uuid7
 
 from apikeys.callers import Caller
+from engine.problems import pointer_part
 from jobs import answers, failpoints, queries, services, wakeups
 from jobs.errors import CheckpointNotFound, JobNotRetryable
 from jobs.models import InputFile, Job, Question, Step
@@ -150,7 +151,7 @@ def _answer_anew(job: Job, key: str, value: Any, *, by: Caller) -> None:
     question = Question.objects.filter(job=job, key=key).first()
     if question is None:
         raise CheckpointNotFound(f"No question {key!r} was answered before this checkpoint.", checkpoint=key)
-    answer = answers.checked(question, value)
+    answer = answers.checked(question, value, at=f"/answers/{pointer_part(key)}")
     asked = Step.objects.get(job_id=job.id, key=key)
     Step.objects.filter(job_id=job.id, ordinal__gte=asked.ordinal).delete()
     question.delete()

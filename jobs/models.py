@@ -17,6 +17,7 @@ from uuid_utils.compat import uuid7
 from agents.models import AgentVersion
 from apikeys.callers import Caller
 from apikeys.models import Project
+from jobs.notifying import models as _notifying  # noqa: F401, its tables are this app's
 
 
 class Worker(models.Model):
@@ -383,6 +384,11 @@ class Question(models.Model):
     assignees = ArrayField(models.TextField(), default=list, blank=True)
     expires_at = models.DateTimeField(null=True, blank=True)
     on_timeout = models.CharField(max_length=8, choices=OnTimeout, default=OnTimeout.WAIT)
+    remind_after = ArrayField(
+        models.FloatField(), default=list, db_default=[], blank=True
+    )  # seconds after it was asked, rising
+    reminded = models.IntegerField(default=0, db_default=0)  # how many of these have passed
+    remind_at = models.DateTimeField(null=True, blank=True)  # the next one
     status = models.CharField(max_length=10, choices=Status, default=Status.OPEN)
     answer = models.JSONField(null=True, blank=True)
     answered_at = models.DateTimeField(null=True, blank=True)
@@ -399,6 +405,11 @@ class Question(models.Model):
                 fields=["expires_at"],
                 condition=Q(status="open", expires_at__isnull=False),
                 name="question_expiry_idx",
+            ),
+            models.Index(
+                fields=["remind_at"],
+                condition=Q(status="open", remind_at__isnull=False),
+                name="question_reminder_idx",
             ),
         ]
         constraints = [

@@ -299,6 +299,19 @@ def due_questions(*, most: int = 200) -> list[tuple[UUID, UUID]]:
         return list(cursor.fetchall())
 
 
+def due_reminders(*, most: int = 200) -> list[tuple[UUID, UUID]]:
+    """(job, question) of open questions whose next reminder is due."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            """
+            SELECT job_id, id FROM jobs_question WHERE status = 'open' AND remind_at <= statement_timestamp()
+             ORDER BY remind_at LIMIT %s
+            """,
+            [most],
+        )
+        return list(cursor.fetchall())
+
+
 def append_event(
     cursor: CursorWrapper,
     job: Job,

@@ -62,7 +62,7 @@ def _forget(jobs: list[UUID]) -> int:
     keys = _own_files(jobs)
     storage.delete(keys)
     with failpoints.commit("forget"), connection.cursor() as cursor:
-        for table in ("artifact", "inputfile", "question", "step", "attempt", "event"):
+        for table in ("delivery", "artifact", "inputfile", "question", "step", "attempt", "event"):
             cursor.execute(f"DELETE FROM jobs_{table} WHERE job_id = ANY(%s)", [jobs])  # noqa: S608
         cursor.execute("DELETE FROM jobs_job WHERE id = ANY(%s)", [jobs])
     return len(keys)

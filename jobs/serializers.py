@@ -11,6 +11,7 @@ from django.utils import timezone
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
+from engine.outgoing import AddressRefused, check_url
 from engine.serializers import StrictSerializer
 from jobs.models import Artifact, Attempt, Job, Question
 
@@ -88,6 +89,15 @@ class JobRequestSerializer(StrictSerializer):
             raise serializers.ValidationError(f"At most {FURTHEST_FUTURE.days} days ahead.")
         return value
 
+    def validate_webhook_url(self, value: str | None) -> str | None:
+        """Refuse an address that could never be called."""
+        if value:
+            try:
+                check_url(value)
+            except AddressRefused as refused:
+                raise serializers.ValidationError(str(refused)) from refused
+        return value
+
     def validate_tags(self, value: list[str] | None) -> list[str] | None:
         """Each tag once, in the order given."""
         return value and list(dict.fromkeys(value))
@@ -140,6 +150,15 @@ class AnswerSerializer(StrictSerializer):
     """The answer to one question."""
 
     answer = serializers.JSONField()
+
+
+class LinkSerializer(StrictSerializer):
+    """Whom a link is for, and how long it works."""
+
+    holder = serializers.CharField(max_length=200, required=False, help_text="Such as an e-mail address.")
+    expires_in_s = serializers.IntegerField(
+        min_value=60, max_value=int(FURTHEST_FUTURE.total_seconds()), required=False
+    )
 
 
 class TicketRequestSerializer(StrictSerializer):
@@ -218,6 +237,7 @@ class QuestionSerializer(serializers.Serializer[Any]):
     assignees = serializers.ListField(child=serializers.CharField())
     expires_at = serializers.DateTimeField(allow_null=True)
     on_timeout = serializers.ChoiceField(choices=Question.OnTimeout.choices)
+    remind_at = serializers.DateTimeField(allow_null=True, help_text="When the assignees hear of it again.")
     answer = serializers.JSONField()
     answered_at = serializers.DateTimeField(allow_null=True)
     answered_by = serializers.CharField()

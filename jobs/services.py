@@ -28,6 +28,7 @@ from jobs.errors import (
     SeveralQuestionsOpen,
 )
 from jobs.models import InputFile, Job, Question
+from jobs.notifying import links
 from jobs.schemas import faults
 
 # The journal key of the question that a weak match asks; agents' own keys never begin with a dot.
@@ -328,9 +329,11 @@ def respond(
     QuestionAlreadyAnswered, QuestionClosed and InvalidAnswer.
     """
     job = _locked(job_id, by=by)
-    given = dict(by_question or {}) or {_meant(job, question_id): answer}
+    given = dict(by_question or {})
     for target, value in given.items():
-        _record_answer(job, target, value, by=by)
+        _record_answer(job, target, value, by=by, at=f"/answers/{target}")
+    if not given:
+        _record_answer(job, _meant(job, question_id), answer, by=by, at="/answer")
     _resume_if_answered(job)
     wakeups.jobs_changed(job.id)
     return job
@@ -354,10 +357,11 @@ def _meant(job: Job, question_id: UUID | None) -> UUID:
 def _last_answer(job: Job) -> dict[str, Any]:
     """Who answered last, for somebody who came too late."""
     last = job.questions.filter(status=Question.Status.ANSWERED).order_by("-answered_at").first()
-    return {"job_status": job.status} | (_answer_trace(last) if last else {})
+    return {"job_status": job.status} | (answer_trace(last) if last else {})
 
 
-def _answer_trace(question: Question) -> dict[str, Any]:
+def answer_trace(question: Question) -> dict[str, Any]:
+    """Who answered, through which door, and when: what a refusal tells somebody who came second."""
     return {
         "answered_by": question.answered_by,
         "answered_via": question.answered_via,
@@ -365,17 +369,17 @@ def _answer_trace(question: Question) -> dict[str, Any]:
     }
 
 
-def _record_answer(job: Job, question_id: UUID, value: Any, *, by: Caller) -> None:
+def _record_answer(job: Job, question_id: UUID, value: Any, *, by: Caller, at: str) -> None:
     question = job.questions.filter(id=question_id).first()
     if question is None:
         raise QuestionNotFound(question_id=str(question_id))
     if question.status == Question.Status.ANSWERED:
-        raise QuestionAlreadyAnswered(f"{question.answered_by} was first.", **_answer_trace(question))
+        raise QuestionAlreadyAnswered(f"{question.answered_by} was first.", **answer_trace(question))
     if question.status != Question.Status.OPEN:
         raise QuestionClosed(
             f"The question is {question.status}; the job is {job.status}.", job_status=job.status
         )
-    question.answer = answers.checked(question, value)
+    question.answer = answers.checked(question, value, at=at)
     question.status = Question.Status.ANSWERED
     question.answered_by, question.answered_via = by.label, by.via
     question.answered_at = database_time()
@@ -454,3 +458,46 @@ def expire_question(job_id: UUID, question_id: UUID) -> None:
             "remedy": "Submit the job again, and answer before the question's time is up.",
         }
         _end(job, Job.Status.FAILED, "question_expired", error=error)
+
+
+@failpoints.commit("remind")
+def remind(job_id: UUID, question_id: UUID) -> None:
+    """Remind of a question whose next reminder is due: its event, and what is sent, once for each time asked for."""
+    job = (
+        Job.objects.select_for_update(no_key=True)
+        .filter(id=job_id, status=Job.Status.WAITING_FOR_INPUT)
+        .first()
+    )
+    question = Question.objects.filter(id=question_id, status="open", remind_at__lte=Now()).first()
+    if job is None or question is None:
+        return  # answered, ended, or another worker was first
+    spans = question.remind_after
+    asked_at, now = question.created_at, database_time()
+    # After an outage one reminder stands for all that fell into it.
+    question.reminded = sum(asked_at + timedelta(seconds=span) <= now for span in spans)
+    left = spans[question.reminded :]
+    question.remind_at = asked_at + timedelta(seconds=left[0]) if left else None
+    question.save(update_fields=["reminded", "remind_at"])
+    with connection.cursor() as cursor:
+        data = {"question_id": str(question.id), "key": question.key, "reminder": question.reminded}
+        queries.append_event(cursor, job, "question.reminder", message=question.prompt, data=data)
+    job.save(update_fields=["last_seq"])
+    wakeups.jobs_changed(job.id)
+
+
+def answer_link(
+    question_id: UUID, *, by: Caller, holder: str = "", expires_in_s: int | None = None
+) -> links.AnswerLink:
+    """A link to answer this question, in the name of `holder` or the caller.
+
+    Raises QuestionNotFound, QuestionClosed.
+    """
+    question = Question.objects.visible_to(by).filter(id=question_id).first()
+    if question is None:
+        raise QuestionNotFound(question_id=str(question_id))
+    if question.status != Question.Status.OPEN:
+        raise QuestionClosed(f"The question is {question.status}.", **answer_trace(question))
+    span = links.lifetime() if expires_in_s is None else timedelta(seconds=expires_in_s)
+    expires_at = (database_time() + span).replace(microsecond=0)
+    key_id = by.key.id if by.key else None
+    return links.AnswerLink(question.id, holder or by.label, expires_at, key_id)

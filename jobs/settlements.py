@@ -130,12 +130,15 @@ def _insert_questions(cursor: CursorWrapper, decided: Sequence[_Decided]) -> _Op
             continue
         for question in item.row.questions:
             question_id = uuid7()
+            reminders = sorted(span.total_seconds() for span in question.remind_after)
             cursor.execute(
                 """
                 INSERT INTO jobs_question (id, job_id, project_id, attempt, key, kind, prompt, choices, schema, details,
-                    has_default, "default", assignees, expires_at, on_timeout, status, answered_by, answered_via)
+                    has_default, "default", assignees, expires_at, on_timeout, remind_after, remind_at, status,
+                    answered_by, answered_via)
                 VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s,
-                    statement_timestamp() + make_interval(secs => %s), %s, 'open', '', '')
+                    statement_timestamp() + make_interval(secs => %s), %s, %s::float8[],
+                    statement_timestamp() + make_interval(secs => %s), 'open', '', '')
                 ON CONFLICT (job_id, key) DO NOTHING
                 """,
                 [
@@ -154,6 +157,8 @@ def _insert_questions(cursor: CursorWrapper, decided: Sequence[_Decided]) -> _Op
                     question.assignees,
                     None if question.expires_in is None else question.expires_in.total_seconds(),
                     question.on_timeout,
+                    reminders,
+                    reminders[0] if reminders else None,
                 ],
             )
             if cursor.rowcount:

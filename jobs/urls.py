@@ -3,6 +3,7 @@
 from django.urls import path, re_path
 
 from jobs import control_views, views
+from jobs.notifying import views as webhooks
 from jobs.serializers import QUEUE_NAME
 
 urlpatterns = [
@@ -18,6 +19,14 @@ urlpatterns = [
     path("jobs/<uuid:job_id>/respond", views.RespondView.as_view()),
     path("questions", views.QuestionsView.as_view()),
     path("questions/<uuid:question_id>/answer", views.AnswerView.as_view()),
+    path("questions/<uuid:question_id>/link", views.LinkView.as_view()),
+    path("webhooks", webhooks.WebhooksView.as_view()),
+    path("webhooks/job-secret", webhooks.JobSecretView.as_view()),
+    path("webhooks/deliveries", webhooks.DeliveriesView.as_view()),
+    path("webhooks/deliveries/<uuid:delivery_id>/redeliver", webhooks.RedeliverView.as_view()),
+    path("webhooks/<uuid:webhook_id>", webhooks.WebhookView.as_view()),
+    path("webhooks/<uuid:webhook_id>/rotate", webhooks.RotateWebhookView.as_view()),
+    path("webhooks/<uuid:webhook_id>/ping", webhooks.PingWebhookView.as_view()),
     path("stream-tickets", views.StreamTicketsView.as_view()),
     re_path(
         r"^agents/(?P<slug>[a-z0-9-]{1,80})/(?P<action>pause|resume)$", control_views.HoldAgentView.as_view()

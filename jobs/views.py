@@ -35,6 +35,7 @@ from engine.query import Several, identifier, instant, one_of, query_params, tex
 from jobs import downloads, metrics, services, uploads, watching
 from jobs.errors import ArtifactNotFound, QuestionNotFound
 from jobs.models import Artifact, Event, Job, Question
+from jobs.notifying import links
 from jobs.serializers import (
     AGENT_REFERENCE,
     AnswerSerializer,
@@ -45,6 +46,7 @@ from jobs.serializers import (
     JobRequestSerializer,
     JobSerializer,
     JobSummarySerializer,
+    LinkSerializer,
     RespondSerializer,
     TicketRequestSerializer,
     WorkerSerializer,
@@ -542,6 +544,33 @@ class AnswerView(APIView):
             question.job_id, by=by, answer=body.validated_data["answer"], question_id=question_id
         )
         return Response(InboxQuestionSerializer(inbox(by).get(id=question_id)).data)
+
+
+class LinkView(APIView):
+    """/api/v1/questions/ID/link."""
+
+    required_scope = Scope.JOBS_RESPOND
+
+    @extend_schema(
+        operation_id="questions_link",
+        request=LinkSerializer,
+        responses={
+            201: inline_serializer(
+                "AnswerLink", {"url": serializers.CharField(), "expires_at": serializers.DateTimeField()}
+            )
+        },
+    )
+    def post(self, request: Request, question_id: UUID) -> Response:
+        """Make a link with which somebody without an account answers this one open question.
+
+        The answer is signed with `holder`, or with the key's name. The link ends with its time, with the question, and
+        with the key that made it.
+        """
+        body = LinkSerializer(data=request.data)
+        body.is_valid(raise_exception=True)
+        link = services.answer_link(question_id, by=caller(request), **body.validated_data)
+        document = {"url": links.url(link), "expires_at": link.expires_at}
+        return Response(document, status=HTTPStatus.CREATED, headers={"Cache-Control": "no-store"})
 
 
 # --- streams and operation ---

@@ -33,6 +33,7 @@ from jobs.claiming import Claimed
 from jobs.execution import attempt, outcomes
 from jobs.execution.outcomes import Outcome
 from jobs.execution.ports import AgentSpec, AttemptControl, LeaseLostError
+from jobs.notifying.courier import Courier
 from jobs.queries import WorkerLeaseLost
 from jobs.recorder import AttemptRecorder, Clock, Writer
 from jobs.sandboxes.base import Provider, ProviderHealth
@@ -152,6 +153,7 @@ class Incarnation:
         self._looked_at = 0.0
         self._look_took = 0.0
         self._hinted_since = True
+        self._courier = Courier(self._in_database)
 
     # --- life ---
 
@@ -168,7 +170,7 @@ class Incarnation:
         writing.add_done_callback(self._writing_ended)
         ticking = asyncio.create_task(self._steadily(self._tick))
         self._claiming = asyncio.create_task(self._steadily(self._claim))
-        upkeep = (self._maintain, self._listen, self._probe, self._forget)
+        upkeep = (self._maintain, self._listen, self._probe, self._forget, self._courier.run)
         helpers = [self._claiming, *(asyncio.create_task(self._steadily(work)) for work in upkeep)]
         log.info("Worker %s serves queues %s with %s slots.", self.id, *self._about())
         aliveness.ready(f"Serves queues {','.join(self.options.queues)}")
@@ -608,6 +610,8 @@ class Incarnation:
             wakeups.notifier.send(wakeups.JOB_CHANNEL, map(str, failed))
         for job_id, question_id in await self._in_database(queries.due_questions):
             await self._in_database(services.expire_question, job_id, question_id)
+        for job_id, question_id in await self._in_database(queries.due_reminders):
+            await self._in_database(services.remind, job_id, question_id)
 
     async def _probe(self) -> None:
         """Look again, now and then, whether a sandbox can be had; until then no job is taken and no attempt used."""

@@ -160,6 +160,7 @@ def types(job_id: UUID) -> list[str]:
 def forget_everything() -> None:
     """Delete all jobs and workers: sooner done than the truncation after a test, for tests that begin many times."""
     tables = (
+        "delivery",
         "event",
         "step",
         "attempt",
