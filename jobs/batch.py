@@ -83,7 +83,7 @@ class SandboxRow:
     job_id: UUID
     attempt: int
     sandbox: str
-    started_at: datetime
+    started_at: float  # seconds since 1970
 
 
 @dataclass
@@ -346,8 +346,8 @@ def _note_sandboxes(cursor: CursorWrapper, worker_id: UUID, rows: Sequence[Sandb
         cursor.execute(
             f"""
             INSERT INTO jobs_attempt (job_id, number, worker_id, sandbox, started_at, outcome)
-            SELECT given.job_id, given.attempt, %(worker_id)s, given.sandbox, given.started_at, 'running'
-              FROM unnest(%(jobs)s::uuid[], %(attempts)s::int[], %(sandboxes)s::text[], %(started)s::timestamptz[])
+            SELECT given.job_id, given.attempt, %(worker_id)s, given.sandbox, to_timestamp(given.started_at), 'running'
+              FROM unnest(%(jobs)s::uuid[], %(attempts)s::int[], %(sandboxes)s::text[], %(started)s::float8[])
                    AS given(job_id, attempt, sandbox, started_at)
               {FENCE}
             ON CONFLICT (job_id, number) DO UPDATE SET sandbox = excluded.sandbox

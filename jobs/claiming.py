@@ -13,9 +13,9 @@ they have a small index and a scan of their own without a floor.
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from django.db import connection
@@ -29,8 +29,7 @@ from jobs.queries import SUSPECT_LOSSES, lock_lease
 COMMIT_SECONDS = 15
 
 
-@dataclass(frozen=True, slots=True)
-class Claimed:
+class Claimed(NamedTuple):
     """A job as its new lease holder gets it. `last_seq` counts the `job.started` event of this claim."""
 
     id: UUID
@@ -49,13 +48,14 @@ class Claimed:
     parent_id: UUID | None
     budget: dict[str, Any] | None
     seed: str  # of a job that continues another
-    due_at: datetime
-    started_at: datetime
+    due_at: float  # seconds since 1970, by the database's clock
+    started_at: float
 
 
 CLAIMED_COLUMNS = """
     id, project_id, agent_version_id, queue, task, input, attempt, last_seq, failed_count, lost_count, max_attempts,
-    timeout_seconds, deadline_at, parent_id, budget, seed, greatest(created_at, run_at), attempt_started_at
+    timeout_seconds, deadline_at, parent_id, budget, seed,
+    extract(epoch FROM greatest(created_at, run_at))::float8, extract(epoch FROM attempt_started_at)::float8
 """
 
 # `due` is MATERIALIZED as a fence: without it a LIMIT subquery may lock or update more rows than it returns. An array,
@@ -300,15 +300,12 @@ def claimed_again(worker_id: UUID, job_id: UUID, attempt: int) -> Claimed | None
         if row is None:
             return None
         cursor.execute("SELECT max(seq) FROM jobs_event WHERE job_id = %s", [job_id])
-        return replace(_claimed(row), last_seq=cursor.fetchone()[0])
+        return _claimed(row)._replace(last_seq=cursor.fetchone()[0])
 
 
 def _claimed(row: tuple[Any, ...]) -> Claimed:
-    values = list(row)
-    values[5], values[14] = _json(row[5]), _json(row[14])
-    return Claimed(*values)
-
-
-def _json(value: Any) -> Any:
     """Raw cursors give jsonb as text (Django turns psycopg's own loader off)."""
-    return json.loads(value) if isinstance(value, str) else value
+    job = Claimed._make(row)
+    return job._replace(
+        input={} if row[5] == "{}" else json.loads(row[5]), budget=row[14] and json.loads(row[14])
+    )

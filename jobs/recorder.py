@@ -11,7 +11,7 @@ import json
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -39,20 +39,24 @@ MOST_ROWS = 5_000
 RETRY_SECONDS = 0.25
 
 
-@dataclass
 class Clock:
     """The database's clock, carried on from the last heartbeat by the monotonic one (I5)."""
 
-    _database: datetime
-    _monotonic: float = field(default_factory=time.monotonic)
+    def __init__(self, database: datetime) -> None:
+        self.set(database)
 
     def set(self, database: datetime) -> None:
         """The database said what time it is."""
         self._database, self._monotonic = database, time.monotonic()
+        self._epoch = database.timestamp()
 
     def now(self) -> datetime:
         """What the database's clock shows now, within the drift of one heartbeat."""
         return self._database + timedelta(seconds=time.monotonic() - self._monotonic)
+
+    def seconds(self) -> float:
+        """`now` in seconds since 1970."""
+        return self._epoch + time.monotonic() - self._monotonic
 
 
 @dataclass
@@ -227,7 +231,7 @@ def _runs(taken: Batch, written: batch.Written) -> list[Run]:
         Run(
             row.agent_id,
             row.outcome == Attempt.Outcome.COMPLETED,
-            (row.ended_at - row.started_at).total_seconds(),
+            row.ended_at - row.started_at,
         )
         for row in taken.settlements
         if row.outcome in (Attempt.Outcome.COMPLETED, Attempt.Outcome.FAILED)
@@ -247,9 +251,12 @@ def clean(value: Any) -> Any:
     return value
 
 
+_encode = json.JSONEncoder(allow_nan=False).encode
+
+
 def to_json(value: Any) -> str:
     """JSON text that jsonb takes. Raises ValueError for NaN and infinities."""
-    text = json.dumps(value, allow_nan=False)
+    text = _encode(value)
     return text if "\\u0000" not in text and "\\ud" not in text else json.dumps(clean(value))
 
 

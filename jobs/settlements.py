@@ -9,8 +9,8 @@ from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
-from typing import Any
+from datetime import timedelta
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from django.db.backends.utils import CursorWrapper
@@ -22,8 +22,7 @@ from jobs.models import Attempt, Job, MinuteStat
 AttemptKey = tuple[UUID, int]  # (job, attempt)
 
 
-@dataclass(frozen=True, slots=True)
-class Settlement:
+class Settlement(NamedTuple):
     """How one attempt ended and where its job goes from there."""
 
     job_id: UUID
@@ -35,9 +34,9 @@ class Settlement:
     outcome: Attempt.Outcome
     status: Job.Status  # completed, failed, waiting_for_input, scheduled, queued or cancelled
     reason: str
-    due_at: datetime
-    started_at: datetime
-    ended_at: datetime
+    due_at: float  # seconds since 1970, by the database's clock
+    started_at: float
+    ended_at: float
     sandbox: str = ""
     result: str | None = None  # JSON text
     error: dict[str, Any] | None = None  # of the attempt; of the job too when it fails for good
@@ -60,9 +59,6 @@ class _Decided:
     status: Job.Status
     reason: str
     outcome: Attempt.Outcome
-
-
-_Opened = Mapping[UUID, Sequence[tuple[UUID, QuestionSpec]]]  # new questions by job
 
 
 def lock(cursor: CursorWrapper, worker_id: UUID, rows: Collection[Settlement]) -> dict[AttemptKey, bool]:
@@ -103,8 +99,7 @@ def settle(
     decided = [_decide(row, locked[row.key]) for row in rows if row.key in locked]
     if not decided:
         return {}, set()
-    opened = _insert_questions(cursor, decided)
-    _end_attempts(cursor, worker_id, decided, opened)
+    _end_attempts(cursor, worker_id, decided, _open_questions(cursor, decided))
     waiting = [item.row.job_id for item in decided if item.status == Job.Status.WAITING_FOR_INPUT]
     if waiting:
         requeue_if_answered(cursor, waiting)
@@ -122,60 +117,78 @@ def _decide(row: Settlement, cancel_requested: bool) -> _Decided:
     return _Decided(row, row.status, row.reason, row.outcome)
 
 
-def _insert_questions(cursor: CursorWrapper, decided: Sequence[_Decided]) -> _Opened:
-    """Open the questions of jobs that begin to wait; returns those that are new, by job."""
-    opened: dict[UUID, list[tuple[UUID, QuestionSpec]]] = defaultdict(list)
+def _open_questions(cursor: CursorWrapper, decided: Sequence[_Decided]) -> dict[UUID, int]:
+    """Open and tell the questions of jobs that begin to wait; returns how many each job has told."""
+    told: dict[UUID, int] = defaultdict(int)
     for item in decided:
-        if item.status != Job.Status.WAITING_FOR_INPUT:
-            continue
-        for question in item.row.questions:
-            question_id = uuid7()
-            reminders = sorted(span.total_seconds() for span in question.remind_after)
-            cursor.execute(
-                """
-                INSERT INTO jobs_question (id, job_id, project_id, attempt, key, kind, prompt, choices, schema, details,
-                    has_default, "default", assignees, expires_at, on_timeout, remind_after, remind_at, status,
-                    answered_by, answered_via)
-                VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s,
-                    statement_timestamp() + make_interval(secs => %s), %s, %s::float8[],
-                    statement_timestamp() + make_interval(secs => %s), 'open', '', '')
-                ON CONFLICT (job_id, key) DO NOTHING
-                """,
-                [
-                    question_id,
-                    item.row.job_id,
-                    item.row.project_id,
-                    item.row.attempt,
-                    question.key,
-                    question.kind,
-                    question.prompt,
-                    None if question.choices is None else json.dumps(question.choices),
-                    json.dumps(question.schema),
-                    json.dumps(question.details),
-                    question.has_default,
-                    json.dumps(question.default) if question.has_default else None,
-                    question.assignees,
-                    None if question.expires_in is None else question.expires_in.total_seconds(),
-                    question.on_timeout,
-                    reminders,
-                    reminders[0] if reminders else None,
-                ],
-            )
-            if cursor.rowcount:
-                opened[item.row.job_id].append((question_id, question))
-    return opened
+        if item.status == Job.Status.WAITING_FOR_INPUT:
+            for question in item.row.questions:
+                told[item.row.job_id] += _open_question(
+                    cursor, item.row, question, seq=item.row.next_seq + told[item.row.job_id]
+                )
+    return told
+
+
+def _open_question(cursor: CursorWrapper, row: Settlement, question: QuestionSpec, *, seq: int) -> int:
+    """1, or 0 for a question that an earlier attempt opened."""
+    reminders = sorted(span.total_seconds() for span in question.remind_after)
+    cursor.execute(
+        """
+        WITH opened AS (
+            INSERT INTO jobs_question (id, job_id, project_id, attempt, key, kind, prompt, choices, schema, details,
+                has_default, "default", assignees, expires_at, on_timeout, remind_after, remind_at, status, answered_by,
+                answered_via)
+            VALUES (%(id)s, %(job_id)s, %(project_id)s, %(attempt)s, %(key)s, %(kind)s, %(prompt)s, %(choices)s,
+                %(schema)s, %(details)s, %(has_default)s, %(default)s, %(assignees)s,
+                statement_timestamp() + make_interval(secs => %(expires_in)s), %(on_timeout)s, %(reminders)s::float8[],
+                statement_timestamp() + make_interval(secs => %(reminder)s), 'open', '', '')
+            ON CONFLICT (job_id, key) DO NOTHING
+            RETURNING job_id, attempt
+        )
+        INSERT INTO jobs_event (job_id, seq, attempt, at, type, source, level, message, data)
+        SELECT job_id, %(seq)s, attempt, to_timestamp(%(at)s), 'question.opened', 'system', 'info', %(prompt)s, %(data)s
+          FROM opened
+        """,
+        {
+            "id": (question_id := uuid7()),
+            "job_id": row.job_id,
+            "project_id": row.project_id,
+            "attempt": row.attempt,
+            "key": question.key,
+            "kind": question.kind,
+            "prompt": question.prompt,
+            "choices": None if question.choices is None else json.dumps(question.choices),
+            "schema": json.dumps(question.schema),
+            "details": json.dumps(question.details),
+            "has_default": question.has_default,
+            "default": json.dumps(question.default) if question.has_default else None,
+            "assignees": question.assignees,
+            "expires_in": _seconds(question.expires_in),
+            "on_timeout": question.on_timeout,
+            "reminders": reminders,
+            "reminder": reminders[0] if reminders else None,
+            "seq": seq,
+            "at": row.ended_at,
+            "data": json.dumps({"question_id": str(question_id), "key": question.key, "kind": question.kind}),
+        },
+    )
+    return int(cursor.rowcount)
+
+
+def _seconds(span: timedelta | None) -> float | None:
+    return None if span is None else span.total_seconds()
 
 
 # One statement: what an end changes is seen together or not at all, and each row is dumped once.
 END_ATTEMPTS = """
 WITH given AS MATERIALIZED (
     SELECT * FROM json_to_recordset(%(rows)s) AS given(
-        job_id uuid, attempt int, status text, reason text, last_seq bigint, failures int, losses int,
-        retry_after float8, result text, error jsonb, sandbox text, started_at timestamptz, ended_at timestamptz,
-        outcome text)
+        job_id uuid, attempt int, status text, reason text, seq bigint, failures int, losses int, retry_after float8,
+        result text, error jsonb, sandbox text, started_at float8, ended_at float8, outcome text,
+        type text, level text, message text, data jsonb)
 ), settled AS (
     UPDATE jobs_job AS job
-       SET status = given.status, status_reason = given.reason, worker_id = NULL, last_seq = given.last_seq,
+       SET status = given.status, status_reason = given.reason, worker_id = NULL, last_seq = given.seq,
            failed_count = job.failed_count + given.failures, lost_count = given.losses,
            run_at = CASE WHEN given.status = 'scheduled'
                          THEN statement_timestamp() + make_interval(secs => given.retry_after) ELSE job.run_at END,
@@ -186,17 +199,14 @@ WITH given AS MATERIALIZED (
       FROM given
      WHERE job.id = given.job_id AND job.id = ANY(%(jobs)s::uuid[]) AND job.attempt = given.attempt
        AND job.worker_id = %(worker_id)s AND job.status = 'running'
-    RETURNING job.id
+    RETURNING given.*
 ), told AS (
     INSERT INTO jobs_event (job_id, seq, attempt, at, type, source, level, message, data)
-    SELECT event.job_id, seq, attempt, at, type, 'system', level, message, data
-      FROM json_to_recordset(%(events)s) AS event(
-               job_id uuid, seq bigint, attempt int, at timestamptz, type text, level text, message text, data jsonb)
-      JOIN settled ON settled.id = event.job_id
+    SELECT job_id, seq, attempt, to_timestamp(ended_at), type, 'system', level, message, data FROM settled
 )
 INSERT INTO jobs_attempt (job_id, number, worker_id, sandbox, started_at, ended_at, outcome, error)
-SELECT job_id, attempt, %(worker_id)s, sandbox, started_at, ended_at, outcome, error
-  FROM given JOIN settled ON settled.id = given.job_id
+SELECT job_id, attempt, %(worker_id)s, sandbox, to_timestamp(started_at), to_timestamp(ended_at), outcome, error
+  FROM settled
 ON CONFLICT (job_id, number) DO UPDATE
    SET ended_at = excluded.ended_at, outcome = excluded.outcome, error = excluded.error
  WHERE jobs_attempt.worker_id = excluded.worker_id
@@ -204,73 +214,48 @@ ON CONFLICT (job_id, number) DO UPDATE
 
 
 def _end_attempts(
-    cursor: CursorWrapper, worker_id: UUID, decided: Sequence[_Decided], opened: _Opened
+    cursor: CursorWrapper, worker_id: UUID, decided: Sequence[_Decided], told: Mapping[UUID, int]
 ) -> None:
-    events = [event for item in decided for event in _events(item, opened.get(item.row.job_id, ()))]
     cursor.execute(
         END_ATTEMPTS,
         {
             "worker_id": worker_id,
             "jobs": _array(item.row.job_id for item in decided),
-            "rows": json.dumps([_row(item, opened) for item in decided]),
-            "events": json.dumps(events),
+            "rows": json.dumps([_row(item, told.get(item.row.job_id, 0)) for item in decided]),
         },
     )
 
 
-def _row(item: _Decided, opened: _Opened) -> dict[str, Any]:
-    row = item.row
+_EVENT_LEVEL = {Job.Status.FAILED: "error", Job.Status.CANCELLED: "warning", Job.Status.SCHEDULED: "warning"}
+_EVENT_TYPE = {status: f"job.{status.value}" for status in Job.Status} | {
+    Job.Status.WAITING_FOR_INPUT: "job.waiting",
+    Job.Status.SCHEDULED: "job.retrying",
+}
+
+
+def _row(item: _Decided, told: int) -> dict[str, Any]:
+    """What one end changes, and its event, which comes after the `told` ones of its questions."""
+    row, status = item.row, item.status
     return {
         "job_id": str(row.job_id),
         "attempt": row.attempt,
-        "status": item.status.value,
+        "status": status,
         "reason": item.reason,
-        "last_seq": row.next_seq + len(opened.get(row.job_id, ())),
+        "seq": row.next_seq + told,
         "failures": int(row.counts_as_failure),
         "losses": row.losses,
-        "retry_after": None if row.retry_after is None else row.retry_after.total_seconds(),
+        "retry_after": _seconds(row.retry_after),
         "result": row.result,
         "error": row.error,
         "sandbox": row.sandbox,
-        "started_at": row.started_at.isoformat(),
-        "ended_at": row.ended_at.isoformat(),
-        "outcome": item.outcome.value,
+        "started_at": row.started_at,
+        "ended_at": row.ended_at,
+        "outcome": item.outcome,
+        "type": _EVENT_TYPE[status],
+        "level": _EVENT_LEVEL.get(status, "info"),
+        "message": row.error.get("message", "") if row.error and status != Job.Status.CANCELLED else "",
+        "data": _details(item) or None,
     }
-
-
-_EVENT_LEVEL = {Job.Status.FAILED: "error", Job.Status.CANCELLED: "warning", Job.Status.SCHEDULED: "warning"}
-_EVENT_TYPE = {Job.Status.WAITING_FOR_INPUT: "job.waiting", Job.Status.SCHEDULED: "job.retrying"}
-
-
-def _events(item: _Decided, opened: Sequence[tuple[UUID, QuestionSpec]]) -> list[dict[str, Any]]:
-    """What this end tells: each new question, then the job's new state."""
-    row = item.row
-    told: list[tuple[str, str, str, dict[str, Any] | None]] = [
-        (
-            "question.opened",
-            "info",
-            question.prompt,
-            {"question_id": str(question_id), "key": question.key, "kind": question.kind},
-        )
-        for question_id, question in opened
-    ]
-    message = str((row.error or {}).get("message", "")) if item.status != Job.Status.CANCELLED else ""
-    type = _EVENT_TYPE.get(item.status, f"job.{item.status.value}")
-    told.append((type, _EVENT_LEVEL.get(item.status, "info"), message, _details(item) or None))
-    at = row.ended_at.isoformat()
-    return [
-        {
-            "job_id": str(row.job_id),
-            "seq": seq,
-            "attempt": row.attempt,
-            "at": at,
-            "type": type,
-            "level": level,
-            "message": message,
-            "data": data,
-        }
-        for seq, (type, level, message, data) in enumerate(told, start=row.next_seq)
-    ]
 
 
 def _details(item: _Decided) -> dict[str, Any]:
@@ -306,32 +291,23 @@ def _insert_stats(cursor: CursorWrapper, decided: Sequence[_Decided]) -> None:
     for item in decided:
         row = item.row
         code = str((row.error or {}).get("code", "")) if item.status == Job.Status.FAILED else ""
-        minute = row.ended_at.replace(second=0, microsecond=0)
-        groups[(minute, row.project_id, row.agent_id, row.queue, item.outcome.value, code)].append(row)
-    stats = []
-    for (minute, project_id, agent_id, queue, outcome, code), rows in groups.items():
+        minute = row.ended_at // 60 * 60
+        groups[(minute, row.project_id, row.agent_id, row.queue, item.outcome, code)].append(row)
+    for group, rows in groups.items():
         waits = [_ms(row.started_at - row.due_at) for row in rows]
         runs = [_ms(row.ended_at - row.started_at) for row in rows]
-        stats.append(
-            MinuteStat(
-                minute=minute,
-                project_id=project_id,
-                agent_id=agent_id,
-                queue=queue,
-                outcome=outcome,
-                error_code=code,
-                count=len(rows),
-                wait_ms=sum(waits),
-                run_ms=sum(runs),
-                wait_histogram=_histogram(waits),
-                run_histogram=_histogram(runs),
-            )
+        cursor.execute(
+            """
+            INSERT INTO jobs_minutestat (minute, project_id, agent_id, queue, outcome, error_code, count,
+                wait_ms, run_ms, wait_histogram, run_histogram)
+            VALUES (to_timestamp(%s), %s, %s, %s, %s, %s, %s, %s, %s, %s::int[], %s::int[])
+            """,
+            [*group, len(rows), sum(waits), sum(runs), _array(_histogram(waits)), _array(_histogram(runs))],
         )
-    MinuteStat.objects.bulk_create(stats)
 
 
-def _ms(span: timedelta) -> int:
-    return max(0, round(span.total_seconds() * 1000))
+def _ms(seconds: float) -> int:
+    return max(0, round(seconds * 1000))
 
 
 def _histogram(values: Sequence[int]) -> list[int]:

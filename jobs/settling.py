@@ -59,7 +59,7 @@ def settlement(
         next_seq=recorder.next_seq,
         due_at=job.due_at,
         started_at=job.started_at,
-        ended_at=clock.now(),
+        ended_at=clock.seconds(),
         sandbox=recorder.sandbox,
         **to,
     )

@@ -119,7 +119,7 @@ def settlement(
         reason=fields.pop("reason", ""),
         due_at=job.due_at,
         started_at=job.started_at,
-        ended_at=timezone.now(),
+        ended_at=timezone.now().timestamp(),
         result=result if status == Job.Status.COMPLETED else None,
         **fields,
     )

@@ -98,7 +98,7 @@ def unguarded() -> Iterator[CursorWrapper]:
     job = claim_one(dead)
     ended = replace(log_line(job, 1), type="step.completed", data='{"key": "load#1"}')
     write(dead, events=[ended], steps=[step_row(job, "load#1", ended=True, result={"value": 1})])
-    job = replace(job, last_seq=job.last_seq + 1)
+    job = job._replace(last_seq=job.last_seq + 1)
     ask(dead, job, question())
     services.respond(job.id, by=make_caller(), answer="because")
     write(alive, settlements=[settlement(claim_one(alive), result="1")])
