@@ -47,7 +47,7 @@ def retry(job_id: UUID, *, by: Caller) -> Job:
 
     Raises JobNotFound, and JobNotRetryable when the job has not ended so, or never had an agent.
     """
-    old = services.get(job_id, by=by)
+    old = services.locked(job_id, by=by)  # so that retention does not take it away meanwhile
     if old.status not in (Job.Status.FAILED, Job.Status.CANCELLED) or old.agent_version_id is None:
         raise JobNotRetryable(f"The job is {old.status}.", job_status=old.status)
     return _continue(old, Step.objects.filter(job_id=old.id).count(), by=by, reason="retried")
@@ -60,7 +60,7 @@ def fork(job_id: UUID, *, checkpoint: str, given: Mapping[str, Any], by: Caller)
     `given` maps journal keys of asks to answers. Raises JobNotFound, JobNotRetryable, CheckpointNotFound and
     InvalidAnswer.
     """
-    old = services.get(job_id, by=by)
+    old = services.locked(job_id, by=by)
     if not old.is_final or old.agent_version_id is None:
         raise JobNotRetryable(
             f"The job is {old.status}: only an ended one can be forked.", job_status=old.status

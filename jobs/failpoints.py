@@ -12,8 +12,9 @@ The value is a comma-separated list of `name:action[:seconds][:count]`; `*` mean
 | cut | the connection is lost; whether the commit before it happened, the caller cannot know |
 | sleep | the thread hangs for `seconds` (1 by default), and on an event loop everything with it |
 
-A failpoint fires the first `count` times that its place is reached (1 by default), then never again. Read at start and
-refused where ENGINE_ENV=production. Unset, a place costs one call of an empty function.
+A failpoint fires the first `count` times that its place is reached (1 by default), then never again; a name that is
+listed several times does one after the other. Read at start and refused where ENGINE_ENV=production. Unset, a place
+costs one call of an empty function.
 """
 
 import logging
@@ -22,7 +23,7 @@ import re
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from types import TracebackType
 
@@ -53,9 +54,9 @@ class Failpoint:
     left: int = 1
 
 
-def parse(text: str) -> dict[str, Failpoint]:
+def parse(text: str) -> dict[str, list[Failpoint]]:
     """Read a list of failpoints, by name. Raises ImproperlyConfigured."""
-    points: dict[str, Failpoint] = {}
+    points: dict[str, list[Failpoint]] = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
         name, _, rest = part.partition(":")
         match = _FORM.fullmatch(rest)
@@ -64,29 +65,29 @@ def parse(text: str) -> dict[str, Failpoint]:
                 f"ENGINE_FAILPOINT={part!r} cannot be used: write name:exit, name:raise, name:cut or "
                 "name:sleep[:seconds], each with [:count] behind it if it is not 1."
             )
-        points[name] = Failpoint(
+        point = Failpoint(
             action=match["action"] or "sleep",
             seconds=float(match["seconds"] or DEFAULT_SECONDS),
             left=int(match["count"] or match["sleeps"] or 1),
         )
+        points.setdefault(name, []).append(point)
     return points
 
 
 class Armed:
     """The failpoints of this process."""
 
-    def __init__(self, points: dict[str, Failpoint]) -> None:
+    def __init__(self, points: dict[str, list[Failpoint]]) -> None:
         self._points = points
         self._lock = threading.Lock()
 
     def hit(self, name: str) -> None:
         """This place is reached. Ends the process, raises, or returns late, if it was told to."""
         with self._lock:
-            point = self._points.get(name)
-            if point is None and "*" in self._points:
-                usual = self._points["*"]
-                point = self._points[name] = Failpoint(usual.action, usual.seconds, usual.left)
-            if point is None or point.left <= 0:
+            if name not in self._points:
+                self._points[name] = [replace(point) for point in self._points.get("*", ())]
+            point = next((point for point in self._points[name] if point.left > 0), None)
+            if point is None:
                 return
             point.left -= 1
         log.warning("failpoint %s: %s", name, point.action)

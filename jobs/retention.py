@@ -1,6 +1,7 @@
 """Forgetting: finished jobs of a certain age with their files, and the event partitions that only held such jobs."""
 
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from uuid import UUID
@@ -15,8 +16,11 @@ log = logging.getLogger("engine.retention")
 
 # Small batches: each is one short transaction, and no reader ever waits for it.
 BATCH = 200
-# Dropping a partition needs a moment alone with the events table; whoever reads is not made to wait for that.
-LOCK_MILLISECONDS = 200
+# Dropping a partition needs a moment alone with the events table. Whoever comes while it waits for that waits behind
+# it, so it waits only so long, gives up, and tries again a little later.
+LOCK_MILLISECONDS = 50
+DROP_TRIES = 5
+DROP_PAUSE_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -35,37 +39,36 @@ def prune(days: int, *, tell: Callable[[int], None] = lambda jobs: None) -> Prun
     number of times, beside workers and readers; a crash in the middle leaves nothing half.
     """
     jobs = files = 0
-    while batch := _batch(days):
-        files += _forget(batch)
-        jobs += len(batch)
+    while True:
+        forgotten, deleted = _forget_some(days)
+        if not forgotten:
+            return Pruned(jobs, files, tuple(_drop_partitions()))
+        jobs, files = jobs + forgotten, files + deleted
         tell(jobs)
-    return Pruned(jobs, files, tuple(_drop_partitions()))
 
 
-def _batch(days: int) -> list[UUID]:
+@failpoints.commit("forget")
+def _forget_some(days: int) -> tuple[int, int]:
+    """Forget a batch; how many jobs and files went. Files first: if this is cut, the rows still say what is left."""
     with connection.cursor() as cursor:
+        # Locked, so that nobody continues a job whose files are going, and two that prune share the work.
         cursor.execute(
             """
             SELECT id FROM jobs_job AS job
              WHERE finished_at < statement_timestamp() - make_interval(days => %s)
                AND NOT EXISTS (SELECT 1 FROM jobs_job WHERE retried_from_id = job.id)
                AND NOT EXISTS (SELECT 1 FROM jobs_job WHERE parent_id = job.id)
-             ORDER BY finished_at LIMIT %s
+             ORDER BY finished_at LIMIT %s FOR UPDATE SKIP LOCKED
             """,
             [days, BATCH],
         )
-        return [row[0] for row in cursor.fetchall()]
-
-
-def _forget(jobs: list[UUID]) -> int:
-    """Files first: if this is cut, the rows still say what is left to delete."""
-    keys = _own_files(jobs)
-    storage.delete(keys)
-    with failpoints.commit("forget"), connection.cursor() as cursor:
+        jobs = [row[0] for row in cursor.fetchall()]
+        keys = _own_files(jobs)
+        storage.delete(keys)
         for table in ("delivery", "artifact", "inputfile", "question", "step", "attempt", "event"):
             cursor.execute(f"DELETE FROM jobs_{table} WHERE job_id = ANY(%s)", [jobs])  # noqa: S608
         cursor.execute("DELETE FROM jobs_job WHERE id = ANY(%s)", [jobs])
-    return len(keys)
+    return len(jobs), len(keys)
 
 
 def _own_files(jobs: list[UUID]) -> list[str]:
@@ -93,15 +96,27 @@ def _drop_partitions() -> list[str]:
         low, high = first_id(start), first_id(start + WEEK_SECONDS)
         if Job.objects.filter(id__gte=low, id__lt=high).exists():
             continue
+        if _drop(name):
+            dropped.append(name)
+        else:
+            log.info("Events partition %s is in use; it is dropped another time.", name)
+    return dropped
+
+
+def _drop(name: str) -> bool:
+    """Drop a partition unless it is in use. (DETACH … CONCURRENTLY is refused beside a default partition.)"""
+    for left in reversed(range(DROP_TRIES)):
         try:
             with failpoints.commit("drop_week"), connection.cursor() as cursor:
                 cursor.execute(f"SET LOCAL lock_timeout = {LOCK_MILLISECONDS}")
-                cursor.execute(f'DROP TABLE "{name}"')
+                cursor.execute(f'DROP TABLE IF EXISTS "{name}"')
         except OperationalError:
-            log.info("Events partition %s is in use; it is dropped another time.", name)
+            connection.close_if_unusable_or_obsolete()
+            if left:
+                time.sleep(DROP_PAUSE_SECONDS)
         else:
-            dropped.append(name)
-    return dropped
+            return True
+    return False
 
 
 def _past_weeks() -> list[tuple[str, int]]:

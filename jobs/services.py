@@ -256,8 +256,8 @@ def get(job_id: UUID, *, by: Caller) -> Job:
     return job
 
 
-def _locked(job_id: UUID, *, by: Caller) -> Job:
-    """The job under its row lock: whoever holds it alone may change a job that is not running."""
+def locked(job_id: UUID, *, by: Caller) -> Job:
+    """The job under its row lock: whoever holds it alone may change a job that is not running. Raises JobNotFound."""
     job = Job.objects.visible_to(by).select_for_update(no_key=True).filter(id=job_id).first()
     if job is None:
         raise JobNotFound(job_id=str(job_id))
@@ -270,7 +270,7 @@ def cancel(job_id: UUID, *, by: Caller) -> Job:
 
     Idempotent. Raises JobNotFound, or JobAlreadyEnded when it ended any other way.
     """
-    job = _locked(job_id, by=by)
+    job = locked(job_id, by=by)
     if job.status == Job.Status.CANCELLED:
         return job
     if job.is_final:
@@ -328,7 +328,7 @@ def respond(
     stored or none. Raises JobNotFound, JobNotWaiting, QuestionNotFound, SeveralQuestionsOpen,
     QuestionAlreadyAnswered, QuestionClosed and InvalidAnswer.
     """
-    job = _locked(job_id, by=by)
+    job = locked(job_id, by=by)
     given = dict(by_question or {})
     for target, value in given.items():
         _record_answer(job, target, value, by=by, at=f"/answers/{target}")

@@ -8,11 +8,13 @@ from uuid import UUID
 
 from django.conf import settings
 from django.core.files.uploadedfile import UploadedFile
+from django.db import DatabaseError, InterfaceError
 
 from engine.errors import ValidationFailed
 from engine.problems import Unavailable
 from jobs import storage
 from jobs.errors import FilesTooLarge
+from jobs.models import Job
 from jobs.serializers import MOST_FILES
 from jobs.services import StoredUpload
 
@@ -33,6 +35,9 @@ def stored(
 ) -> Iterator[tuple[list[StoredUpload], Keep]]:
     """Store files for a job to be. They are deleted again unless `keep` is called inside the context.
 
+    After a fault of the database nobody knows whether the job was committed. Then they stay: a file too many costs
+    less than a job without its files.
+
     Raises FilesTooLarge or ValidationFailed before anything is stored, and Unavailable.
     """
     check(files)
@@ -47,8 +52,11 @@ def stored(
         for file, name in zip(files, unique_names([file.name or "" for file in files]), strict=True):
             uploads.append(_store(file, name, folder=storage.job_folder(project_id, job_id)))
         yield uploads, keep
+    except (DatabaseError, InterfaceError):
+        keep()
+        raise
     finally:
-        if not kept:
+        if not kept and uploads and not Job.objects.filter(id=job_id).exists():
             storage.delete({upload.storage_key for upload in uploads})
 
 

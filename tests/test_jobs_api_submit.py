@@ -9,10 +9,11 @@ from uuid import uuid4
 
 import pytest
 from django.core.files.uploadedfile import SimpleUploadedFile
+from django.db import OperationalError
 from django.utils import timezone
 from rest_framework.test import APIClient
 
-from jobs import storage
+from jobs import storage, wakeups
 from jobs.models import InputFile, Job
 from tests.factories import make_key
 from tests.jobs import make_version
@@ -287,6 +288,23 @@ def test_files_of_a_refused_job_are_not_kept(client: APIClient) -> None:
 
         assert response.status_code in (404, 422)
         assert stored_keys() == []
+
+
+@pytest.mark.parametrize(
+    "fault", [OperationalError("the connection was lost"), RuntimeError("a fault of ours")]
+)
+def test_files_stay_when_the_job_was_committed_and_its_caller_never_heard(
+    client: APIClient, monkeypatch: pytest.MonkeyPatch, fault: Exception
+) -> None:
+    def fail(*_: Any) -> None:
+        raise fault
+
+    monkeypatch.setattr(wakeups.notifier, "send", fail)  # called after the commit
+
+    response = client.post("/api/v1/jobs", {"task": "x", "agent": "echo", "files": csv()}, format="multipart")
+
+    assert response.status_code >= 500
+    assert stored_keys() == [InputFile.objects.get().storage_key]
 
 
 def test_files_of_a_repeated_request_are_kept_once(client: APIClient) -> None:
