@@ -775,7 +775,7 @@ def test_a_coroutine_may_be_main(make_story: MakeStory, effects: Path) -> None:
 @pytest.mark.parametrize(
     ("body", "code", "word"),
     [
-        ("return 'x' * 2_000_000", "result_too_large", "1 MiB"),
+        ("return 'x' * (64 * 1024 * 1024)", "result_too_large", "64 MiB"),
         ("return object()", "agent_error", "object"),
         ("return {'a': [1, {2: b'bytes'}]}", "agent_error", "/a/1/2"),
         ("for n in range(1001): Path(str(n)).touch()", "checkpoint_too_large", "1,001"),
@@ -801,6 +801,34 @@ def test_a_result_that_cannot_be_kept_says_why(
 
     assert failed.code == code
     assert word in failed.message
+
+
+def test_a_large_result_is_a_file_and_comes_back_from_it(make_story: MakeStory, effects: Path) -> None:
+    source = counting(
+        effects,
+        """
+    def table():
+        return {"rows": [[n, "\u00e4" * 9] for n in range(100_000)]}
+
+    def main(task, inputs):
+        table_1 = step("table", lambda: effect("table") and table())
+        import shutil
+        shutil.rmtree(".engine")
+        step("after", effect, "after")
+        sure = ask("Sure?", kind="confirm")
+        return [table_1 == table(), sure]
+    """,
+    )
+    story = make_story(source)
+    story.attempt()
+
+    kept = story.durable.steps["table#1"]
+    assert kept.result is not None
+    assert list(kept.result) == ["file"]
+    assert kept.files[0].size > 1024 * 1024
+    story.durable.answers["ask#1"] = True
+    assert result_of(story.attempt()) == [True, True]
+    assert counts(effects) == {"table": 1, "after": 1}
 
 
 def test_results_come_as_json_gives_them_back_the_first_time_too(

@@ -173,6 +173,8 @@ CALLS = {
     "form": 'ask("Who?", schema={"properties": {"name": {"type": "string"}, "age": {"type": "integer"}},'
     ' "required": ["name"]})',
     "approval": 'approve("pay", {"amount": 3})',
+    "approval by schema": 'approve("pay", {"amount": 3},'
+    ' schema={"properties": {"amount": {"type": "integer", "maximum": 5}}, "required": ["amount"]})',
 }
 
 
@@ -204,6 +206,25 @@ CALLS = {
             {"decision": "respond", "message": "why?"},
             {"decision": "respond"},
             {"decision": "respond", "arguments": {"amount": 3}, "message": "why?"},
+        ),
+        (
+            # Approving is no way to change what is approved.
+            "approval",
+            {"decision": "approve", "arguments": {"amount": 3}},
+            {"decision": "approve", "arguments": {"amount": 300}},
+            {"decision": "approve", "arguments": {"amount": 3}, "message": ""},
+        ),
+        (
+            "approval",
+            {"decision": "edit", "arguments": {"amount": 2.5}},
+            {"decision": "edit", "arguments": {"amount": "2"}},
+            {"decision": "edit", "arguments": {"amount": 2.5}, "message": ""},
+        ),
+        (
+            "approval by schema",
+            {"decision": "edit", "arguments": {"amount": 5}},
+            {"decision": "edit", "arguments": {"amount": 6}},
+            {"decision": "edit", "arguments": {"amount": 5}, "message": ""},
         ),
     ],
 )
@@ -285,6 +306,7 @@ def test_reminders_assignees_and_risk_reach_the_question(make_story: MakeStory, 
         'ask("x" * 30_000)',
         'approve("pay", {"amount": 3}, allowed=["yes"])',
         'approve("pay", {"amount": 3}, risk="none")',
+        'approve("pay", {"amount": 3}, schema={"properties": {"amount": {"type": "object"}}})',
     ],
 )
 def test_a_question_that_cannot_be_asked_is_an_error_on_the_agents_own_line(

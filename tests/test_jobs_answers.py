@@ -2,6 +2,7 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from datetime import timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -9,6 +10,7 @@ from uuid import UUID, uuid4
 import pytest
 from django.db import IntegrityError, connections
 from django.utils import timezone
+from uuid_utils.compat import uuid7
 
 from jobs import queries, services
 from jobs.errors import (
@@ -21,7 +23,7 @@ from jobs.errors import (
     QuestionNotFound,
     SeveralQuestionsOpen,
 )
-from jobs.models import Job, Question
+from jobs.models import Event, Job, Question
 from tests.jobs import (
     ask,
     claim_one,
@@ -83,9 +85,10 @@ def test_several_answers_at_once_are_all_stored_or_none() -> None:
     job = waiting(question("ask#1"), question("ask#2"))
     first, second = job.questions.order_by("id")
 
-    with pytest.raises(InvalidAnswer):
+    with pytest.raises(InvalidAnswer) as invalid:
         services.respond(job.id, by=make_caller(), by_question={first.id: "fine", second.id: 7})
     assert not Question.objects.filter(status="answered").exists()
+    assert invalid.value.errors[0]["pointer"] == f"/answers/{second.id}"
 
     services.respond(job.id, by=make_caller(), by_question={first.id: "one", second.id: "two"})
     assert Job.objects.get(id=job.id).status == "queued"
@@ -139,6 +142,50 @@ def test_of_answers_given_together_one_wins_and_the_job_resumes_once() -> None:
 
     assert sorted(results) == ["late"] * 5 + ["won"]
     assert types(job.id).count("question.answered") == types(job.id).count("job.queued") - 1 == 1
+
+
+def copies(job: Job, count: int) -> list[Job]:
+    """The same waiting job with its question so many times."""
+    asked = Question.objects.get(job=job)
+    jobs = [Job.objects.get(id=job.id)] + [copy(job) for _ in range(count - 1)]
+    questions = [copy(asked) for _ in jobs[1:]]
+    for one, its in zip(jobs[1:], questions, strict=True):
+        one.pk, its.pk, its.job = uuid7(), uuid7(), one
+    Job.objects.bulk_create(jobs[1:])
+    Question.objects.bulk_create(questions)
+    return jobs
+
+
+def test_five_hundred_jobs_answered_twice_at_once_resume_once_each() -> None:
+    jobs = copies(waiting(question()), 500)
+    questions = dict(Question.objects.values_list("job_id", "id"))
+    together = threading.Barrier(2)
+
+    def answer_all(who: str) -> int:
+        won = 0
+        by = make_caller()
+        try:
+            for job in jobs:
+                together.wait()
+                try:
+                    services.respond(job.id, by=by, question_id=questions[job.id], answer=who)
+                    won += 1
+                except QuestionAlreadyAnswered:
+                    pass
+        finally:
+            connections.close_all()
+        return won
+
+    with ThreadPoolExecutor(2) as pool:
+        won = sum(pool.map(answer_all, ["ann", "ben"]))
+
+    assert won == 500
+    assert Job.objects.filter(status="queued").count() == 500
+    resumed = Event.objects.filter(type="job.queued", data__reason="answered").values_list(
+        "job_id", flat=True
+    )
+    assert sorted(resumed) == sorted(job.id for job in jobs)
+    assert Event.objects.filter(type="question.answered").count() == 500
 
 
 def test_people_may_type_short_forms() -> None:

@@ -102,7 +102,9 @@ def test_endless_nesting_is_an_error_and_no_crash() -> None:
 @pytest.mark.parametrize(
     "value", ["x" * 1_048_577, list(range(500_000)), {str(n): n for n in range(200_000)}]
 )
-def test_a_result_over_one_mebibyte_says_to_write_a_file(value: Any) -> None:
+def test_a_result_over_the_most_says_to_write_a_file(value: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sdk, "STEP_RESULT_BYTES", 1024 * 1024)
+
     with pytest.raises(UserError, match="1 MiB") as caught:
         step("a", lambda: value)
     assert "file" in caught.value.remedy

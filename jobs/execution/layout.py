@@ -109,6 +109,7 @@ def _line(step: JournalStep) -> dict[str, Any]:
     if step.ended:
         result = step.result or {}
         line["result"], line["error"] = result.get("value"), result.get("error")
+        line["result_file"] = result.get("file")
         line["files"] = [{"path": file.path, "sha256": file.sha256} for file in step.files]
         line["deleted"] = list(step.deleted)
     return line

@@ -49,11 +49,14 @@ class StepEnd:
     error: dict[str, Any] | None = None  # {"type", "message", "args"}
     files: tuple[StoredFile, ...] = ()  # new or changed since the last entry that ended
     deleted: tuple[str, ...] = ()
+    result_file: str = ""  # the sha256 of one of the job's files, which holds the value in its place
 
     @property
     def result(self) -> dict[str, Any]:
-        """Its stored form, which tells a value from an exception."""
-        return {"value": self.value} if self.error is None else {"error": self.error}
+        """Its stored form, which tells a value from an exception and from a value in a file."""
+        if self.error is not None:
+            return {"error": self.error}
+        return {"file": self.result_file} if self.result_file else {"value": self.value}
 
 
 @dataclass(frozen=True)

@@ -68,6 +68,7 @@ class End:
     files: tuple[ClaimedFile, ...]
     deleted: tuple[str, ...]
     ticket: int
+    result_file: str = ""  # the sha256 of the file that holds the value, if it is large
 
 
 @dataclass(frozen=True)
@@ -254,6 +255,7 @@ def _end(fields: Fields) -> End:
         files=tuple(_file(item) for item in fields.items("files", most=MOST_FILES)),
         deleted=tuple(safe_path(item) for item in fields.items("deleted", most=MOST_FILES)),
         ticket=fields.ticket(),
+        result_file=fields.text("result_file", most=64, default=""),
     )
 
 

@@ -308,9 +308,10 @@ class Program:
         self._weigh(record.value)
         await self._stragglers()
         files = await self._archive(record.files)
-        await self._recorder.end_step(
-            StepEnd(step, value=record.value, error=record.error, files=files, deleted=record.deleted)
-        )
+        if record.result_file and not any(sha256 == record.result_file for sha256, _ in self._archived):
+            raise BadRecord("a step's result was said to be in a file that is not there")
+        end = StepEnd(step, record.value, record.error, files, record.deleted, record.result_file)
+        await self._recorder.end_step(end)
         self._ended.add(record.key)
         self._progressed = True
 

@@ -95,16 +95,34 @@ def _approval(details: dict[str, Any]) -> dict[str, Any]:
         "type": "object",
         "properties": {
             "decision": {"enum": allowed},
-            "arguments": {"type": "object"},
+            "arguments": _edited(details["arguments"], details.get("schema")),
             "message": {"type": "string", "maxLength": 10_000},
         },
         "required": ["decision"],
         "additionalProperties": False,
         "allOf": [
-            {"if": {"properties": {"decision": {"const": "edit"}}}, "then": {"required": ["arguments"]}},
+            {
+                "if": {"properties": {"decision": {"const": "edit"}}},
+                "then": {"required": ["arguments"]},
+                # Only an edit changes what is done, where edits are allowed at all.
+                "else": {"properties": {"arguments": {"const": details["arguments"]}}},
+            },
             {"if": {"properties": {"decision": {"const": "respond"}}}, "then": {"required": ["message"]}},
         ],
     }
+
+
+_TYPES = {bool: "boolean", int: "number", float: "number", str: "string", list: "array", dict: "object"}
+
+
+def _edited(arguments: dict[str, Any], schema: Any) -> dict[str, Any]:
+    """What edited arguments must meet: the agent's own schema, or else that those it knows keep their types."""
+    if schema is not None:
+        if not isinstance(schema, dict):
+            raise BadRecord("an approval's schema was not an object")
+        return _form(schema)
+    known = {name: {"type": _TYPES[type(value)]} for name, value in arguments.items() if value is not None}
+    return {"type": "object", "properties": known}
 
 
 # A form is flat, as in MCP's elicitation: fields of one value or a choice, so that every door can show it.

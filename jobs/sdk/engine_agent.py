@@ -64,6 +64,7 @@ T = TypeVar("T")
 
 # Sizes are those of the worker (jobs/execution/protocol.py), checked here so that the author's own line is blamed.
 RESULT_BYTES = 1024 * 1024
+STEP_RESULT_BYTES = 64 * 1024 * 1024  # of a step; what is over RESULT_BYTES is kept as a file
 RECORD_BYTES = 2 * 1024 * 1024 - 1024
 LOG_CHARACTERS = 16 * 1024
 MOST_FILES = 1000
@@ -126,7 +127,7 @@ def step(name: str, fn: Callable[..., T], /, *args: Any, once: bool = False, **k
     After a crash or a wait a step that ended is not run again: its result, and the files it changed in the workspace
     and the outputs, come from the journal. A step that was cut in the middle runs again, with the same
     `idempotency_key()`; with `once=True` it does not, but a person is asked whether it had happened.
-    Raises TypeError for a result that JSON cannot hold, UserError for one over 1 MiB (write a file instead).
+    Raises TypeError for a result that JSON cannot hold, UserError for one over 64 MiB (write a file instead).
     """
     return _session.step(name, fn, args, kwargs, once=once)  # type: ignore[no-any-return]  # fn's, through JSON
 
@@ -182,6 +183,7 @@ def approve(
     *,
     allowed: Sequence[str] = ("approve", "edit", "reject", "respond"),
     risk: str = "high",
+    schema: Mapping[str, Any] | None = None,
     prompt: str = "",
     timeout: str | float | timedelta | None = None,
     on_timeout: str = "wait",
@@ -189,7 +191,10 @@ def approve(
     key: str | None = None,
     assignees: Sequence[str] = (),
 ) -> Approval:
-    """Ask a person to allow an action with these arguments. Time passing never approves: "default" means reject."""
+    """Ask a person to allow an action with these arguments. Time passing never approves: "default" means reject.
+
+    With "edit" the person may change the arguments: each keeps its type, or all meet `schema` (a flat JSON Schema).
+    """
     unknown = set(allowed) - {"approve", "edit", "reject", "respond"}
     if unknown or not allowed:
         raise ValueError("allowed= takes approve, edit, reject and respond")
@@ -211,6 +216,8 @@ def approve(
         "allowed": list(allowed),
         "risk": risk,
     }
+    if schema is not None:
+        question.details["schema"] = _plain(dict(schema), "approve(): schema")
     answer = _session.ask([question])[0]
     return Approval(
         decision=str(answer["decision"]),
@@ -392,21 +399,21 @@ def _clean(text: str) -> str:
     return _UNSTORABLE.sub("\ufffd", text)
 
 
-def _too_large(what: str) -> UserError:
+def _too_large(what: str, most: int) -> UserError:
     return _failure(
         "result_too_large",
-        f"{what} is larger than 1 MiB as JSON.",
+        f"{what} is larger than {most >> 20} MiB as JSON.",
         "Write it to a file in the workspace or the outputs, and return the file's name.",
     )
 
 
-def _plain(value: Any, what: str) -> Any:
+def _plain(value: Any, what: str, most: int = RESULT_BYTES) -> Any:
     """`value` as plain JSON data. NaN and infinity become null, as in JavaScript and pandas.
 
     Takes numpy scalars and arrays, dates, paths, sets, enums, dataclasses too. Raises TypeError that names the place.
     """
     try:
-        return _Plainer(what).plain(value, 0)
+        return _Plainer(what, most).plain(value, 0)
     except _Misfit as misfit:
         place = "".join(f"/{part}" for part in reversed(misfit.path)) or "/"
         raise TypeError(f"{what} {misfit.problem} at {place}{misfit.advice}") from None
@@ -423,9 +430,9 @@ class _Misfit(Exception):
 
 
 class _Plainer:
-    def __init__(self, what: str) -> None:
+    def __init__(self, what: str, most: int) -> None:
         self.what = what
-        self.left = RESULT_BYTES  # a value costs a byte at least
+        self.most = self.left = most  # a value costs a byte at least
 
     def plain(self, value: Any, depth: int) -> Any:
         kind = type(value)
@@ -476,7 +483,7 @@ class _Plainer:
     def weigh(self, values: int) -> None:
         self.left -= values
         if self.left < 0:
-            raise _too_large(self.what)
+            raise _too_large(self.what, self.most)
 
     def unwrapped(self, value: Any) -> Any:
         """What a value of another type stands for."""
@@ -499,12 +506,13 @@ class _Plainer:
         raise _Misfit(f"holds a {type(value).__name__}", advice)
 
 
-def _encode(value: Any, what: str) -> Any:
-    """`value` as plain JSON data that fits into a record."""
-    plain = _plain(value, what)
-    if len(json.dumps(plain, separators=(",", ":"))) > RESULT_BYTES:
-        raise _too_large(what)
-    return plain
+def _encode(value: Any, what: str, most: int = RESULT_BYTES) -> tuple[Any, str]:
+    """`value` as plain JSON data, and that as text of at most so many bytes."""
+    plain = _plain(value, what, most)
+    text = json.dumps(plain, separators=(",", ":"))
+    if len(text) > most:
+        raise _too_large(what, most)
+    return plain, text
 
 
 def _sketch(value: Any, home: Path, budget: list[int]) -> Iterator[str]:
@@ -700,6 +708,7 @@ class _Entry:
     once: bool = False
     ended: bool = False
     result: Any = None
+    result_file: str | None = None  # the sha256 of the file that holds it
     error: dict[str, Any] | None = None
     files: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     deleted: list[str] = dataclasses.field(default_factory=list)
@@ -767,7 +776,7 @@ class _Session:
     def finish(self, result: Any) -> None:
         """Hand over what main returned."""
         self._expect(None)
-        plain = _encode(result, "The result of main()")
+        plain, _ = _encode(result, "The result of main()")
         self._awake()
         self._tell({"t": "result", "result": plain})
 
@@ -905,15 +914,27 @@ class _Session:
             self._tell(begin)
         token = _scope.set(_Scope(outer, once=True) if outer else scope)
         try:
-            result = _encode(fn(*args, **kwargs), f"The result of step {scope.key!r}")
+            result, text = _encode(
+                fn(*args, **kwargs), f"The result of step {scope.key!r}", STEP_RESULT_BYTES
+            )
         except Exception as error:
             self._failed(scope.key, error)
             raise
         finally:
             _scope.reset(token)
         for key in filter(None, (scope.key, outer)):
-            self._end(key, result=result)
+            self._end(key, **self._kept(result, text))
         return result
+
+    def _kept(self, result: Any, text: str) -> dict[str, Any]:
+        """How the journal holds a result: itself, or if it is large a file of the workspace."""
+        if len(text) <= RESULT_BYTES or not self.link.keeps_journal:
+            return {"result": result}
+        sha256 = hashlib.sha256(text.encode("ascii")).hexdigest()
+        path = self.home / "workspace" / ".engine" / f"result-{sha256}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="ascii")
+        return {"result": None, "result_file": sha256}
 
     def _end(self, key: str, **how: Any) -> None:
         with self._lock:  # whoever reports a changed file must be the first to be heard
@@ -956,6 +977,8 @@ class _Session:
         self._reached()
         if entry.error is not None:
             raise _exception(entry.error)
+        if entry.result_file is not None:
+            return json.loads((self.files.blobs / entry.result_file).read_text(encoding="ascii"))
         return entry.result
 
     def _restore(self, entry: _Entry) -> None:
@@ -994,7 +1017,7 @@ class _Session:
                     return self._run(_Scope(inner, once=True), signature, fn, args, kwargs, outer=key)
                 if entry.ended:  # cut between its own end and that of the step around it
                     result = self._replay(entry)
-                    self._end(key, result=result)
+                    self._end(key, **self._kept(result, json.dumps(result, separators=(",", ":"))))
                     return result
         finally:
             _scope.reset(token)
@@ -1198,6 +1221,8 @@ def _traceback(error: BaseException) -> str:
 class _Link:
     """Where records go. This one is for agents that are imported without a runner, as in their own tests."""
 
+    keeps_journal = False
+
     def cancelled(self) -> bool:
         """Whether the job is to stop."""
         return False
@@ -1237,6 +1262,8 @@ class _ChildLink(_Link):
 
 class _WorkerLink(_Link):
     """Records as JSON lines to the worker, replies as JSON lines from it. No thread: forking stays safe."""
+
+    keeps_journal = True
 
     def __init__(self, records: str, replies: str) -> None:
         scheme, _, where = records.partition(":")
@@ -1501,6 +1528,8 @@ _session = _Session(
 class _LaptopLink(_Link):
     """Keeps the journal in a folder and asks on the terminal."""
 
+    keeps_journal = True
+
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._rows: dict[str, dict[str, Any]] = {}
@@ -1534,7 +1563,11 @@ class _LaptopLink(_Link):
         elif record["t"] == "end":
             for file in record["files"]:
                 shutil.copyfile(self._folder / file["path"], self._folder / "blobs" / file["sha256"])
-            how = {name: record[name] for name in ("result", "error", "files", "deleted") if name in record}
+            how = {
+                name: record[name]
+                for name in ("result", "result_file", "error", "files", "deleted")
+                if name in record
+            }
             self._write(key=record["key"], ended=True, **how)
         else:
             self.tell(record)
