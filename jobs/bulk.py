@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 from uuid import UUID
 
 from django.db import connection
@@ -66,24 +67,20 @@ def _birth(
 
 
 INSERT = """
-WITH given AS (
-    SELECT * FROM unnest(%(ids)s::uuid[], %(versions)s::uuid[], %(queues)s::text[], %(tasks)s::text[],
-        %(inputs)s::text[], %(statuses)s::text[], %(reasons)s::text[], %(priorities)s::text[], %(credits)s::float8[],
-        %(run_ats)s::timestamptz[], %(attempts)s::int[], %(timeouts)s::int[], %(deadlines)s::timestamptz[],
-        %(tags)s::text[], %(metadatas)s::text[], %(webhooks)s::text[], %(budgets)s::text[], %(discoveries)s::text[],
-        %(errors)s::text[])
-      AS given(id, version, queue, task, input, status, reason, priority, credit, run_at, max_attempts, timeout,
-               deadline, tags, metadata, webhook, budget, discovery, error)
+WITH given AS MATERIALIZED (
+    SELECT * FROM json_to_recordset(%(rows)s) AS given(
+        id uuid, version uuid, queue text, task text, input jsonb, status text, reason text, priority text,
+        credit float8, run_at timestamptz, max_attempts int, timeout int, deadline timestamptz, tags text[],
+        metadata jsonb, webhook text, budget jsonb, discovery text, error jsonb)
 ), made AS (
     INSERT INTO jobs_job (id, project_id, agent_version_id, queue, task, input, status, status_reason, priority,
         sort_at, run_at, attempt, failed_count, lost_count, max_attempts, last_seq, timeout_seconds, deadline_at,
         cancel_requested_by, tags, metadata, webhook_url, budget, discovery, error, progress_message, created_by,
         created_by_key, created_at, finished_at)
-    SELECT id, %(project)s, version, queue, task, input::jsonb, status, reason, priority,
+    SELECT id, %(project)s, version, queue, task, input, status, reason, priority,
         greatest(statement_timestamp(), run_at) - make_interval(secs => credit), run_at, 0, 0, 0, max_attempts, 1,
-        timeout, deadline, '', ARRAY(SELECT jsonb_array_elements_text(tags::jsonb)), metadata::jsonb, webhook,
-        budget::jsonb, discovery::jsonb, error::jsonb, '', %(by)s, %(key)s, statement_timestamp(),
-        CASE WHEN status = 'rejected' THEN statement_timestamp() END
+        timeout, deadline, '', tags, metadata, webhook, budget, discovery::jsonb, error, '', %(by)s, %(key)s,
+        statement_timestamp(), CASE WHEN status = 'rejected' THEN statement_timestamp() END
       FROM given
 )
 INSERT INTO jobs_event (job_id, seq, attempt, at, type, source, level, message, data)
@@ -109,34 +106,38 @@ def _insert_all(rows: Sequence[tuple[JobRequest, Birth]], *, by: Caller, project
                 "project": project.id,
                 "by": by.label,
                 "key": by.key.id if by.key else None,
-                "ids": [request.id for request, _ in plain],
-                "versions": [birth.version.id if birth.version else None for _, birth in plain],
-                "queues": [request.queue for request, _ in plain],
-                "tasks": [request.task for request, _ in plain],
-                "inputs": [json.dumps(request.input) for request, _ in plain],
-                "statuses": [birth.status.value for _, birth in plain],
-                "reasons": [birth.reason for _, birth in plain],
-                "priorities": [request.priority for request, _ in plain],
-                "credits": [float(Job.CREDIT_SECONDS[request.priority]) for request, _ in plain],
-                "run_ats": [request.run_at for request, _ in plain],
-                "attempts": [request.max_attempts for request, _ in plain],
-                "timeouts": [request.timeout_seconds for request, _ in plain],
-                "deadlines": [request.deadline_at for request, _ in plain],
-                "tags": [json.dumps(request.tags) for request, _ in plain],
-                "metadatas": [json.dumps(request.metadata) for request, _ in plain],
-                "webhooks": [request.webhook_url for request, _ in plain],
-                "budgets": [
-                    None if request.budget is None else json.dumps(request.budget) for request, _ in plain
-                ],
-                "discoveries": [_explained(explanations, birth) for _, birth in plain],
-                "errors": [
-                    json.dumps(services.rejection(birth)) if birth.status == Job.Status.REJECTED else None
-                    for _, birth in plain
-                ],
+                "rows": json.dumps(
+                    [_row(request, birth, explanations) for request, birth in plain], default=str
+                ),
             },
         )
     wakeups.queues_filled(*{request.queue for request, birth in plain if birth.status == Job.Status.QUEUED})
     wakeups.jobs_changed(*(request.id for request, _ in plain))
+
+
+def _row(request: JobRequest, birth: Birth, explanations: dict[int, str]) -> dict[str, Any]:
+    """The job as INSERT reads it; ids and times are left to the encoder."""
+    return {
+        "id": request.id,
+        "version": birth.version and birth.version.id,
+        "queue": request.queue,
+        "task": request.task,
+        "input": request.input,
+        "status": birth.status,
+        "reason": birth.reason,
+        "priority": request.priority,
+        "credit": Job.CREDIT_SECONDS[request.priority],
+        "run_at": request.run_at,
+        "max_attempts": request.max_attempts,
+        "timeout": request.timeout_seconds,
+        "deadline": request.deadline_at,
+        "tags": request.tags,
+        "metadata": request.metadata,
+        "webhook": request.webhook_url,
+        "budget": request.budget,
+        "discovery": _explained(explanations, birth),
+        "error": services.rejection(birth) if birth.status == Job.Status.REJECTED else None,
+    }
 
 
 def _explained(explanations: dict[int, str], birth: Birth) -> str | None:
