@@ -24,7 +24,7 @@ from engine.gate import parse_json
 from engine.problems import TooManyRequests, as_engine_error, problem
 from jobs import services
 from jobs.admin.answer_forms import AnswerForm
-from jobs.errors import InvalidAnswer, QuestionAlreadyAnswered, QuestionClosed
+from jobs.errors import InvalidAnswer, LinkExpired, LinkNotFound, QuestionAlreadyAnswered, QuestionClosed
 from jobs.models import Question
 from jobs.notifying import links
 from jobs.serializers import AnswerSerializer, QuestionSerializer
@@ -87,7 +87,7 @@ def _question(token: str) -> tuple[Question, links.AnswerLink]:
     link = links.opened(token, now=services.database_time())
     question = Question.objects.select_related("job", "project").filter(id=link.question_id).first()
     if question is None or question.project.archived_at is not None:
-        raise links.LinkNotFound
+        raise LinkNotFound
     return question, link
 
 
@@ -140,7 +140,7 @@ def _page(
 def _refusal(request: HttpRequest, error: EngineError) -> HttpResponse:
     """The same refusal for people and for programs. With its question closed, a link is over too."""
     if isinstance(error, QuestionClosed):
-        error = links.LinkExpired(error.detail)
+        error = LinkExpired(error.detail)
     if _content_type(request) == "application/json" or "application/json" in request.headers.get(
         "Accept", ""
     ):

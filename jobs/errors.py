@@ -102,3 +102,39 @@ class TooManyStreams(TooManyRequests):
     """This key, or this server, has as many streams open as it may; close some, or try again later."""
 
     code, title = "too_many_streams", "Too many streams are open"
+
+
+class WebhookNotFound(NotFound):
+    """No such endpoint, or none that this caller may see."""
+
+    code, title = "webhook_not_found", "There is no such webhook"
+
+
+class DeliveryNotFound(NotFound):
+    """No such delivery, or none that this caller may see."""
+
+    code, title = "delivery_not_found", "There is no such delivery"
+
+
+class TooManyWebhooks(Conflict):
+    """The project has as many endpoints as it may; delete one first."""
+
+    code, title = "too_many_webhooks", "The project has too many webhooks"
+
+
+class DeliveryPending(Conflict):
+    """The delivery waits for its next try already; `next_try_at` says when that is."""
+
+    code, title = "delivery_pending", "The delivery is still being tried"
+
+
+class LinkNotFound(NotFound):
+    """The link was not made here, or the question it was for is gone."""
+
+    code, title = "link_not_found", "There is no such link"
+
+
+class LinkExpired(EngineError):
+    """The link's time is over, or whoever made it may not answer any more. Ask for a new one."""
+
+    status, code, title = HTTPStatus.GONE, "link_expired", "The link has expired"

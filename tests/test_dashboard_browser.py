@@ -33,6 +33,7 @@ PAGES = [
     "/admin/jobs/job/",
     "/admin/jobs/job/new/",
     "/admin/jobs/question/",
+    "/admin/jobs/webhookendpoint/",
     "/admin/jobs/worker/",
     "/admin/agents/agent/",
     "/admin/apikeys/apikey/",

@@ -23,6 +23,8 @@ LISTS = [
     "/admin/jobs/job/new/",
     "/admin/jobs/question/",
     "/admin/jobs/question/?answered",
+    "/admin/jobs/webhookendpoint/",
+    "/admin/jobs/webhookendpoint/add/",
     "/admin/jobs/worker/",
     "/admin/agents/agent/",
     "/admin/agents/agent/?status=archived",

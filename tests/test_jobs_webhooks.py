@@ -14,6 +14,7 @@ from django.utils import timezone
 
 from apikeys.models import Project
 from jobs import continuing, queries, services
+from jobs.errors import DeliveryPending
 from jobs.models import Attempt, Job, Question
 from jobs.notifying import courier, outbox, sending, signing
 from jobs.notifying import services as webhooks
@@ -483,7 +484,7 @@ def test_a_delivery_is_sent_again_by_hand_under_the_same_id(
     receiver: Receiver, deliver: Callable[..., None]
 ) -> None:
     make_job(webhook_url=receiver.url)
-    with pytest.raises(webhooks.DeliveryPending):
+    with pytest.raises(DeliveryPending):
         webhooks.redeliver(make_caller(), Delivery.objects.get().id)
     deliver()
 

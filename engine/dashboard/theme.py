@@ -74,6 +74,12 @@ def navigation(request: HttpRequest) -> list[dict[str, Any]]:
                     **_open_questions(),
                 ),
                 _entry("Agents", "smart_toy", "admin:agents_agent_changelist", "agents.view_agent"),
+                _entry(
+                    "Webhooks",
+                    "webhook",
+                    "admin:jobs_webhookendpoint_changelist",
+                    "jobs.change_webhookendpoint",
+                ),
                 _entry("Workers", "memory", "admin:jobs_worker_changelist", "jobs.view_worker"),
             ]
         },

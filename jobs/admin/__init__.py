@@ -2,6 +2,7 @@
 
 from jobs.admin.inbox import QuestionAdmin
 from jobs.admin.job import JobAdmin
+from jobs.admin.webhooks import WebhookAdmin
 from jobs.admin.workers import WorkerAdmin
 
-__all__ = ["JobAdmin", "QuestionAdmin", "WorkerAdmin"]
+__all__ = ["JobAdmin", "QuestionAdmin", "WebhookAdmin", "WorkerAdmin"]

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from http import HTTPStatus
 from uuid import UUID
 
 from django.conf import settings
@@ -13,21 +12,9 @@ from django.db.models.functions import Now
 from apikeys.callers import Caller
 from apikeys.models import ApiKey, Project
 from apikeys.scopes import Scope, holds
-from engine.errors import EngineError, NotFound
+from jobs.errors import LinkExpired, LinkNotFound
 
 _SALT = "jobs.answer-link"
-
-
-class LinkNotFound(NotFound):
-    """The link was not made here, or the question it was for is gone."""
-
-    code, title = "link_not_found", "There is no such link"
-
-
-class LinkExpired(EngineError):
-    """The link's time is over, or whoever made it may not answer any more. Ask for a new one."""
-
-    status, code, title = HTTPStatus.GONE, "link_expired", "The link has expired"
 
 
 @dataclass(frozen=True)

@@ -13,38 +13,15 @@ from django.db.models.functions import Now
 from apikeys.callers import Caller
 from apikeys.models import Project
 from apikeys.services import audit
-from engine.errors import Conflict, NotFound, ValidationFailed
+from engine.errors import ValidationFailed
 from engine.outgoing import AddressRefused, check_url
+from jobs.errors import DeliveryNotFound, DeliveryPending, TooManyWebhooks, WebhookNotFound
 from jobs.notifying import signing
 from jobs.notifying.models import PING, Delivery, JobWebhookSecret, WebhookEndpoint
 
 # A new secret signs at once; the one before signs for so much longer, beside it.
 OVERLAP = timedelta(hours=24)
 MOST_ENDPOINTS = 50
-
-
-class WebhookNotFound(NotFound):
-    """No such endpoint, or none that this caller may see."""
-
-    code, title = "webhook_not_found", "There is no such webhook"
-
-
-class DeliveryNotFound(NotFound):
-    """No such delivery, or none that this caller may see."""
-
-    code, title = "delivery_not_found", "There is no such delivery"
-
-
-class TooManyWebhooks(Conflict):
-    """The project has as many endpoints as it may; delete one first."""
-
-    code, title = "too_many_webhooks", "The project has too many webhooks"
-
-
-class DeliveryPending(Conflict):
-    """The delivery waits for its next try already; `next_try_at` says when that is."""
-
-    code, title = "delivery_pending", "The delivery is still being tried"
 
 
 @transaction.atomic
