@@ -281,7 +281,13 @@ def survey_all(queues: Sequence[str] | None) -> tuple[dict[str, Survey], set[str
             cursor.execute(DUE_QUEUES)
             queues = [row[0] for row in cursor.fetchall()]
         cursor.execute(
-            "SELECT DISTINCT queue FROM jobs_job WHERE status = 'queued' AND lost_count >= %s AND queue = ANY(%s)",
+            """
+            SELECT DISTINCT queue FROM jobs_job AS job
+             WHERE status = 'queued' AND lost_count >= %s AND queue = ANY(%s)
+               AND NOT EXISTS (SELECT 1 FROM jobs_queue WHERE name = job.queue AND paused_at IS NOT NULL)
+               AND NOT EXISTS (SELECT 1 FROM agents_agentversion AS version JOIN jobs_pausedagent USING (agent_id)
+                                WHERE version.id = job.agent_version_id)
+            """,
             [SUSPECT_LOSSES, list(queues)],
         )
         suspects = {row[0] for row in cursor.fetchall()}

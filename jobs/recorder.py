@@ -175,6 +175,8 @@ class Writer:
     def _refuse(self, refused: set[AttemptKey], waiters: list[_Waiter]) -> None:
         self._refused |= refused
         self.late_writes_refused += len(refused)
+        if refused:
+            log.warning("Late writes of %s attempts were refused.", len(refused))
         self._refuse_waiters([waiter for waiter in waiters if waiter.key in refused])
 
     @staticmethod

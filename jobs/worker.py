@@ -56,8 +56,10 @@ PATIENCE_SECONDS = (
     30.0  # with one call; lock_timeout and connect_timeout end all that the database knows of before
 )
 ALL_QUEUES = "*"
-# A suspect (lost twice) waits this long for an idle worker; then one stops taking other jobs until it is idle.
-SUSPECT_PATIENCE_SECONDS = 10.0
+# A suspect (lost twice) waits at most this long for an idle worker; then one stops taking other jobs until it is idle.
+# Each draws its own time, so that seldom two do, and does so for a part of the time only: a long job would hold up all.
+SUSPECT_PATIENCE_SECONDS = 5.0
+HOLD_SECONDS, HOLD_EVERY_SECONDS = 30.0, 120.0
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,7 @@ class Incarnation:
         self._idle = asyncio.Event()
         self._idle.set()
         self._alone = False  # runs one suspect and nothing else
-        self._suspect_since: float | None = None
+        self._hold_from: float | None = None  # no other jobs from then on, for the sake of a suspect
         self._queues: dict[str, claiming.Survey] = {}
         self._suspects: set[str] = set()
         self._looked_at = 0.0
@@ -447,11 +449,13 @@ class Incarnation:
     async def _take_suspect(self) -> bool:
         """Whether this worker is, or is about to be, kept for a job that was lost twice."""
         if not self._suspects:
-            self._suspect_since = None
+            self._hold_from = None
             return False
-        self._suspect_since = self._suspect_since or time.monotonic()
+        if self._hold_from is None:
+            self._hold_from = time.monotonic() + random.uniform(0, SUSPECT_PATIENCE_SECONDS)  # noqa: S311
         if self.running:
-            return time.monotonic() - self._suspect_since > SUSPECT_PATIENCE_SECONDS
+            held = time.monotonic() - self._hold_from
+            return held > 0 and held % HOLD_EVERY_SECONDS < HOLD_SECONDS
         for queue in self._suspects:
             self._alone = await self._take(queue, 1, seen=self._queues[queue], suspects=True)
             if self._alone:

@@ -12,7 +12,7 @@ import pytest
 from django.db import IntegrityError, connection, connections, transaction
 from django.utils import timezone
 
-from jobs import claiming, queries, services
+from jobs import claiming, pausing, queries, services
 from jobs.models import Attempt, Event, Job, MinuteStat, PausedAgent, Queue, Step
 from tests.jobs import (
     ask,
@@ -249,6 +249,18 @@ def test_a_job_that_takes_three_workers_down_fails_and_runs_alone_before() -> No
         "worker_lost",
     )
     assert [attempt.outcome for attempt in Attempt.objects.order_by("number")] == ["lost"] * 3
+
+
+def test_workers_make_no_room_for_a_suspect_that_is_paused() -> None:
+    job = make_job()
+    Job.objects.filter(id=job.id).update(lost_count=queries.SUSPECT_LOSSES)
+
+    assert claiming.survey_all(None)[1] == {"default"}
+    pausing.pause_agent("echo", by=make_caller())
+    assert claiming.survey_all(None)[1] == set()
+    pausing.resume_agent("echo", by=make_caller())
+    pausing.pause_queue("default", by=make_caller())
+    assert claiming.survey_all(None)[1] == set()
 
 
 def test_a_durable_step_ends_a_row_of_losses() -> None:
