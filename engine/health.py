@@ -92,7 +92,10 @@ def workers() -> Part:
     alive = Worker.objects.filter(lease_until__gt=Now(), stopped_at=None, drain_requested_at=None)
     if alive.filter(can_run=True).exists():
         return {"ok": True}
-    if alive.exists():
-        detail = "No live worker has a sandbox that works."
-        return {"ok": False, "detail": detail, "remedy": "Run manage.py doctor."}
+    latest = alive.order_by("-heartbeat_at").first()
+    if latest is not None:
+        said = latest.health.get("sandbox") or {}
+        detail = "No live worker has a sandbox that works"
+        detail += f": {said['detail']}." if said.get("detail") else " yet."
+        return {"ok": False, "detail": detail, "remedy": said.get("remedy") or "Run manage.py doctor."}
     return {"ok": False, "detail": "No live worker.", "remedy": "Run manage.py runworker."}

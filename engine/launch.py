@@ -229,7 +229,7 @@ def wait_until_ready(supervisor: Supervisor) -> str:
                 parts = answer.json()["parts"].items()
                 missing = [f"{part['detail']} {part['remedy']}" for _, part in parts if not part["ok"]]
                 trouble = " ".join(missing)
-                if "doctor" in trouble:  # a worker has looked and found no sandbox that works
+                if "sandbox that works:" in trouble:  # a worker has looked, and says why
                     return trouble
             time.sleep(0.1)
     return trouble

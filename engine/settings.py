@@ -266,7 +266,18 @@ ENGINE_ANSWER_LINK_SECONDS = seconds("ENGINE_ANSWER_LINK_SECONDS", 7 * 86_400.0,
 
 # --- outside services; each is used only if its variable is set ---
 
+# For ENGINE_SANDBOX=e2b. The addresses of a self-hosted E2B, E2B_API_URL and E2B_SANDBOX_URL, are read by its SDK.
 E2B_API_KEY = text("E2B_API_KEY")
+E2B_DOMAIN = text("E2B_DOMAIN")
+address("E2B_API_URL", schemes=["http", "https"])
+address("E2B_SANDBOX_URL", schemes=["http", "https"])
+# The template that sandboxes are made from; it has to have the code interpreter. Empty: E2B's own.
+ENGINE_E2B_TEMPLATE = text("ENGINE_E2B_TEMPLATE")
+# What the E2B plan allows all workers together: sandboxes that run at once, and new ones a second.
+ENGINE_E2B_SANDBOXES = whole("ENGINE_E2B_SANDBOXES", 100, least=1, most=100_000)
+ENGINE_E2B_CREATES_PER_SECOND = seconds("ENGINE_E2B_CREATES_PER_SECOND", 5.0, least=0.1, most=1000)
+# Whether the sandbox of a job that waits for a person is paused, for a faster way back, or ended.
+ENGINE_E2B_PAUSE = flag("ENGINE_E2B_PAUSE", default=True)
 OPENAI_API_KEY = text("OPENAI_API_KEY")
 OPENAI_BASE_URL = address("OPENAI_BASE_URL", schemes=["http", "https"])
 

@@ -42,6 +42,7 @@ def details(job: Claimed, agent: AgentSpec) -> ClaimedJob:
         timeout_seconds=job.timeout_seconds,
         logged_lines=lines,
         logged_bytes=size,
+        parked=_parked(job.id, job.attempt) if job.attempt > 1 else "",
     )
 
 
@@ -77,6 +78,12 @@ def _journal(job_id: UUID) -> Journal:
 
 def _artifacts(job_id: UUID) -> dict[str, str]:
     return dict(models.Artifact.objects.filter(job_id=job_id).values_list("name", "sha256"))
+
+
+def _parked(job_id: UUID, attempt: int) -> str:
+    """The sandbox of the attempt before this one, if that one began to wait in it."""
+    before = models.Attempt.objects.filter(job_id=job_id, number=attempt - 1, outcome="suspended")
+    return before.values_list("sandbox", flat=True).first() or ""
 
 
 def _step(row: models.Step) -> JournalStep:

@@ -513,3 +513,37 @@ class MinuteStat(models.Model):
 
     def __str__(self) -> str:
         return f"{self.minute} {self.outcome} {self.count}"
+
+
+class SandboxBudget(models.Model):
+    """What a provider allows all workers together. Whoever holds the row decides alone (`sandboxes/e2b/budget.py`)."""
+
+    provider = models.TextField(primary_key=True)
+    installation = models.UUIDField()  # what this database's sandboxes are marked with
+    tokens = models.FloatField()  # creates that may begin now, as of `refilled_at`
+    refilled_at = models.DateTimeField(db_default=Now())
+    swept_at = models.DateTimeField(null=True)
+
+    def __str__(self) -> str:
+        return self.provider
+
+
+class SandboxSlot(models.Model):
+    """A sandbox that counts against the budget, from before it is made until it is certainly gone."""
+
+    id = models.UUIDField(primary_key=True)
+    provider = models.TextField()
+    job_id = models.UUIDField()
+    attempt = models.IntegerField()
+    ref = models.TextField()  # empty until it is known
+    expires_at = models.DateTimeField()  # by then the provider itself has ended it
+    parked_at = models.DateTimeField(null=True)  # it sleeps, and does not count
+
+    class Meta:
+        indexes = [
+            models.Index(fields=["provider", "expires_at"], name="slot_live_idx"),
+            models.Index(fields=["job_id"], name="slot_job_idx"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.provider}:{self.ref}"

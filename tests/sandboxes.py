@@ -4,7 +4,8 @@ import asyncio
 import json
 import shutil
 import sys
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,6 +27,7 @@ from jobs.sandboxes.base import (
     Stdout,
 )
 from jobs.sandboxes.local import LocalProvider
+from tests.e2b import e2b_provider, e2b_server
 
 LOCK = settings.BASE_DIR / "requirements" / "sandbox.lock"
 PATIENCE = 60.0  # for one program on a busy machine
@@ -47,6 +49,22 @@ def local_provider(scratch: Path, **options: Any) -> LocalProvider:
     """A provider on the installation's runtime, without warm sandboxes unless asked."""
     options.setdefault("warm", 0)
     return LocalProvider(runtime_folder=built_runtime(), lock=LOCK, scratch_folder=scratch, **options)
+
+
+EVERY_PROVIDER = [pytest.param("local", marks=needs_bubblewrap), "e2b"]
+
+
+@contextmanager
+def started(name: str, folder: Path) -> "Iterator[Sandboxes]":
+    """A provider by its name, ready for programs."""
+    with ExitStack() as stack:
+        if name == "local":
+            running = Sandboxes(local_provider(folder))
+        else:
+            running = Sandboxes(e2b_provider(stack.enter_context(e2b_server()), folder))
+        stack.callback(running.close)
+        assert running.health.ok, running.health
+        yield running
 
 
 def spec(code: str = "", **options: Any) -> SandboxSpec:

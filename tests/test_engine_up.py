@@ -177,8 +177,8 @@ def test_what_cannot_run_jobs_is_told_with_the_remedy(furnished):
     program = up(furnished, "--no-sample")
     program.printed(READY, seconds=START_SECONDS)
 
-    assert "cannot run jobs yet. The worker does not start: " in program.output()
-    assert "E2B" in program.output() or "ENGINE_SANDBOX=e2b" in program.output()
+    assert "E2B_API_KEY is not set" in program.output()
+    assert "set E2B_API_KEY to a key of your E2B team" in program.output()
 
 
 def test_the_doctor_names_each_part_and_its_remedy(furnished):

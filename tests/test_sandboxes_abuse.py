@@ -227,6 +227,34 @@ def test_a_flood_of_output_leaves_the_worker_s_memory_flat(sandboxes: Sandboxes,
     assert growth < 10
 
 
+def test_slow_reading_holds_the_program_back(sandboxes: Sandboxes) -> None:
+    code = """
+import os
+for n in range(500):
+    os.write(1, b"x" * 10_000)
+    open("../outputs/written", "w").write(str(n + 1))
+"""
+
+    async def written(sandbox: Sandbox) -> int:
+        return int(await read(sandbox, "outputs/written") or b"0")
+
+    async def work(sandbox: Sandbox) -> tuple[int, int]:
+        await sandbox.start(START)
+        outputs = sandbox.outputs()
+        await anext(outputs)
+        before, now = -1, 0
+        while before != now:  # until the program stands still
+            await asyncio.sleep(0.1)
+            before, now = now, await written(sandbox)
+        async for _ in outputs:
+            continue
+        return now, await written(sandbox)
+
+    held, end = sandboxes.with_sandbox(work, code)
+    assert 0 < held < 50
+    assert end == 500
+
+
 def test_an_endless_record_leaves_the_worker_s_memory_flat(sandboxes: Sandboxes) -> None:
     before = memory_mb()
 

@@ -155,6 +155,9 @@ def test_settings_choose_the_provider(settings: Any) -> None:
         settings.ENGINE_SANDBOX = chosen
         assert registry.provider_from_settings().name == "local"
 
+    settings.ENGINE_SANDBOX = "e2b"
+    assert registry.provider_from_settings().name == "e2b"
+
     settings.ENGINE_SANDBOX = "unsafe-subprocess"
     with pytest.raises(ImproperlyConfigured):
         registry.provider_from_settings()

@@ -14,6 +14,7 @@ from jobs.execution.outcomes import (
     LeaseLost,
     Lost,
     Outcome,
+    Suspended,
     Unavailable,
 )
 from jobs.execution.ports import AttemptControl, ClaimedJob, LeaseLostError, Recorder
@@ -69,10 +70,11 @@ async def run_attempt(
 async def _python(
     job: ClaimedJob, recorder: Recorder, provider: Provider, control: AttemptControl
 ) -> Outcome:
-    sandbox = None
+    sandbox: Sandbox | None = None
+    outcome: Outcome | None = None
     with ExitStack() as files:
         try:
-            spec = await asyncio.to_thread(layout.spec_of, job, files)
+            spec = await asyncio.to_thread(layout.spec_of, job, files, provider.name)
             sandbox = await _open(provider, spec, control)
             if sandbox is None:
                 return HandedBack("the worker is stopping")
@@ -86,6 +88,8 @@ async def _python(
                 outcome = await program.artifacts.collect() or outcome
             return outcome
         finally:
+            if isinstance(outcome, Suspended) and sandbox is not None and not control.lease_lost.is_set():
+                await sandbox.park()
             await kill_quietly(sandbox)
             failpoints.hit("sandbox.after_close")
 

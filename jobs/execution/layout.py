@@ -42,9 +42,10 @@ def limits_of(job: ClaimedJob) -> Limits:
     return Limits(**given)
 
 
-def spec_of(job: ClaimedJob, stack: ExitStack) -> SandboxSpec:
+def spec_of(job: ClaimedJob, stack: ExitStack, provider: str = "") -> SandboxSpec:
     """The sandbox that this attempt needs. Paths in it are good until `stack` is closed. Raises StorageFailed."""
     limits = limits_of(job)
+    parked_at, _, parked = job.parked.partition(":")
     return SandboxSpec(
         job_id=job.id,
         attempt=job.attempt,
@@ -52,6 +53,7 @@ def spec_of(job: ClaimedJob, stack: ExitStack) -> SandboxSpec:
         files=[*_sdk(), *_agent(job), *_inputs(job, stack), *_past(job.journal, limits, stack)],
         requirements=job.agent.requirements,
         env=ENVIRONMENT,
+        parked=parked if parked_at == provider else "",
     )
 
 

@@ -79,6 +79,7 @@ class ClaimedJob:
     timeout_seconds: int | None = None  # wall time of this attempt, where the job sets its own
     logged_lines: int = 0  # by earlier attempts: caps hold per job
     logged_bytes: int = 0
+    parked: str = ""  # provider:ref of the sandbox in which the last attempt began to wait
 
 
 @dataclass

@@ -91,6 +91,7 @@ class SandboxSpec:
         str
     ] = ()  # pip requirement lines; installed outside, into a cached read-only layer
     env: dict[str, str] = field(default_factory=dict)
+    parked: str = ""  # ref of the sandbox that this job's last attempt parked; it may be gone
 
 
 class EndReason(StrEnum):
@@ -188,7 +189,8 @@ class Sandbox(ABC):
     def outputs(self) -> AsyncIterator[SandboxOutput]:
         """Everything the program brings forth, in order per channel, ending with one `Ended`.
 
-        Reading slowly holds the program back (bounded buffers); it never grows the worker.
+        Reading slowly never grows the worker: it holds the program back, or the rest waits in the sandbox (where
+        `Limits.output_bytes` ends a program that does not stop).
         """
 
     @abstractmethod
@@ -220,6 +222,13 @@ class Sandbox(ABC):
     @abstractmethod
     async def close(self) -> None:
         """Kill everything inside and free all it held. Idempotent, never raises, safe in any state."""
+
+    async def park(self) -> None:
+        """`close` for a job that waits for a person: a provider may keep the sandbox asleep, as a faster way back.
+
+        Returns at once and never raises. Nothing depends on it: the journal is what the job comes back from.
+        """
+        await self.close()
 
 
 @dataclass(frozen=True)

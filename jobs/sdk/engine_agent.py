@@ -1481,7 +1481,9 @@ def _run_in_sandbox(home: Path) -> int:
 
     faulthandler.enable()
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)  # type: ignore[union-attr]
+        stream.reconfigure(  # type: ignore[union-attr]
+            encoding="utf-8", errors="backslashreplace", line_buffering=True, write_through=False
+        )
     description = json.loads((home / "sdk" / "job.json").read_text(encoding="utf-8"))
     session = _Session(link, home, description["seed"])
 
