@@ -1,10 +1,50 @@
-"""What benchmarks share: a database of their own, jobs by the thousand, and a worker without sandboxes."""
+"""What benchmarks share: a database of their own, jobs by the thousand, and a worker without sandboxes.
 
-from django.core.management import call_command
-from django.db import connection
+Importing it sets Django up, for agents that do nothing to be allowed. ENGINE_HOME is the benchmarks' own: they delete
+all jobs in it.
+"""
 
-from jobs import queries
-from jobs.sandboxes.base import Provider, ProviderHealth, Sandbox, SandboxSpec, SandboxUnavailable
+import asyncio
+import math
+import os
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from unittest import mock
+
+import django
+
+os.environ["ENGINE_BENCHMARK"] = "1"
+os.environ.setdefault("ENGINE_HOME", ".engine-bench")
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "engine.settings")
+django.setup()
+
+from django.core.management import call_command  # noqa: E402
+from django.db import connection  # noqa: E402
+
+from agents.models import Agent, AgentVersion  # noqa: E402
+from engine import collector  # noqa: E402
+from jobs import queries  # noqa: E402
+from jobs.execution.outcomes import Outcome  # noqa: E402
+from jobs.models import Job  # noqa: E402
+from jobs.sandboxes.base import (  # noqa: E402
+    Provider,
+    ProviderHealth,
+    Sandbox,
+    SandboxSpec,
+    SandboxUnavailable,
+)
+from jobs.worker import Incarnation, Options, Running, Worker  # noqa: E402
+
+
+def show(what: str, *figures: str) -> None:
+    """One line of the table."""
+    print(f"{what:<48}" + "".join(f"{figure:>24}" for figure in figures), flush=True)
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The nearest-rank percentile."""
+    return sorted(values)[max(0, math.ceil(len(values) * share) - 1)]
 
 
 class NoSandbox(Provider):
@@ -40,8 +80,43 @@ def fresh_tables() -> None:
     queries.ensure_partitions()
 
 
-def bulk_jobs(count: int, *, queue: str = "default") -> None:
-    """Insert queued no-op jobs, each with its first event."""
+@asynccontextmanager
+async def working(options: Options) -> AsyncIterator[dict[str, float]]:
+    """One worker in this process while the block runs; gives when each job's agent began, by `time.time`."""
+    collector.calm()
+    began: dict[str, float] = {}
+    usual = Incarnation._outcome
+
+    async def noted(self: Incarnation, entry: Running) -> Outcome:
+        began[str(entry.job.id)] = time.time()
+        return await usual(self, entry)
+
+    worker = Worker(NoSandbox(), options)
+    with mock.patch.object(Incarnation, "_outcome", noted):
+        running = asyncio.create_task(worker.run())
+        try:
+            yield began
+        finally:
+            worker.stop()
+            await running
+
+
+def unfinished() -> bool:
+    """Whether any job still waits for a worker or runs."""
+    try:
+        return Job.objects.filter(status__in=["queued", "scheduled", "running"]).exists()
+    finally:
+        connection.close()
+
+
+async def drained() -> None:
+    """Wait until no job waits or runs."""
+    while await asyncio.to_thread(unfinished):
+        await asyncio.sleep(0.05)
+
+
+def bulk_jobs(count: int, *, queue: str = "default", given: str = "{}") -> None:
+    """Insert queued no-op jobs with this input, each with its first event."""
     with connection.cursor() as cursor:
         cursor.execute(
             """
@@ -52,7 +127,7 @@ def bulk_jobs(count: int, *, queue: str = "default") -> None:
                 INSERT INTO jobs_job (id, project_id, agent_version_id, queue, task, input, status, status_reason,
                     priority, sort_at, attempt, failed_count, lost_count, max_attempts, last_seq, cancel_requested_by,
                     tags, metadata, webhook_url, progress_message, created_by)
-                SELECT uuidv7(), project.id, %s, %s, 'nothing', '{}', 'queued', '', 'normal',
+                SELECT uuidv7(), project.id, %s, %s, 'nothing', %s, 'queued', '', 'normal',
                        statement_timestamp() + number * interval '1 microsecond', 0, 0, 0, 3, 1, '', '{}', '{}', '',
                        '', 'bench'
                   FROM generate_series(1, %s) AS number, project
@@ -61,12 +136,13 @@ def bulk_jobs(count: int, *, queue: str = "default") -> None:
             INSERT INTO jobs_event (job_id, seq, attempt, at, type, source, level, message)
             SELECT id, 1, 0, statement_timestamp(), 'job.queued', 'system', 'info', '' FROM made
             """,
-            [_noop_version(), queue, count],
+            [noop_agent(), queue, given, count],
         )
         cursor.execute("ANALYZE jobs_job")
 
 
-def _noop_version() -> str:
+def noop_agent() -> str:
+    """The id of the only version of `noop`, made if need be."""
     with connection.cursor() as cursor:
         cursor.execute(
             """
@@ -77,8 +153,6 @@ def _noop_version() -> str:
         row = cursor.fetchone()
     if row is not None:
         return str(row[0])
-    from agents.models import Agent, AgentVersion
-
     agent = Agent.objects.create(slug="noop")
     version = AgentVersion.objects.create(
         agent=agent, number=1, name="noop", description="Ends at once.", kind="noop", content_hash="noop"

@@ -1,0 +1,122 @@
+"""How fast jobs are submitted over HTTP to one web process, beside a plain REST framework create on the same server.
+
+    python -m benchmarks.submit [--seconds 5]
+
+Both are POSTed by the same client over kept connections, in turns, so that both meet the same machine.
+"""
+
+import argparse
+import asyncio
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+os.environ["DJANGO_SETTINGS_MODULE"] = "benchmarks.plain.settings"
+
+from benchmarks.support import fresh_tables, noop_agent, show  # first: it sets Django up
+
+# isort: split
+
+import httpx
+from django.core.management import call_command
+from django.db import connection
+
+from apikeys.callers import Caller
+from apikeys.models import Project
+from apikeys.scopes import Scope
+from apikeys.services import create_key
+from benchmarks.plain.models import Row
+
+CONNECTIONS, ROUNDS, BULK = 4, 3, 1_000
+PLAIN, SINGLE, MANY = "/plain/rows", "/api/v1/jobs", "/api/v1/jobs/bulk"
+BODIES = {
+    PLAIN: {"task": "Do nothing", "data": {"rows": 1}},
+    SINGLE: {"task": "Do nothing", "agent": "noop", "input": {"rows": 1}},
+    MANY: {"jobs": [{"task": "Do nothing", "agent": "noop", "input": {"rows": n}} for n in range(BULK)]},
+}
+
+
+def make_table() -> None:
+    """The plain application's table."""
+    with connection.cursor() as cursor:
+        cursor.execute("DROP TABLE IF EXISTS plain_row")
+    with connection.schema_editor() as editor:
+        editor.create_model(Row)
+
+
+@contextmanager
+def serving() -> Iterator[str]:
+    """One web process; gives its address."""
+    command = [sys.executable, "manage.py", "serve", "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            address = next(line.split()[-1] for line in process.stdout if "Engine serves" in line)
+            yield address
+        finally:
+            process.terminate()
+
+
+async def rate(client: httpx.AsyncClient, path: str, seconds: float) -> float:
+    """Requests a second over all connections."""
+    ends, done = time.perf_counter() + seconds, 0
+
+    async def ask() -> None:
+        nonlocal done
+        while time.perf_counter() < ends:
+            reply = await client.post(path, json=BODIES[path])
+            assert reply.status_code in (200, 201), reply.text
+            done += 1
+
+    started = time.perf_counter()
+    await asyncio.gather(*[ask() for _ in range(1 if path == MANY else CONNECTIONS)])
+    return done / (time.perf_counter() - started)
+
+
+async def measure(address: str, secret: str, seconds: float) -> dict[str, float]:
+    """The best of some rounds for each path: what disturbs the machine only takes away."""
+    headers = {"Authorization": f"Bearer {secret}"}
+    best = dict.fromkeys(BODIES, 0.0)
+    async with httpx.AsyncClient(base_url=address, headers=headers, timeout=60) as client:
+        for _ in range(ROUNDS):
+            for path in BODIES:
+                best[path] = max(best[path], await rate(client, path, seconds))
+    return best
+
+
+def make_key() -> str:
+    """A key without rate limits."""
+    project, _ = Project.objects.get_or_create(slug="bench", defaults={"name": "bench"})
+    by = Caller(project=None, scopes=frozenset({Scope.ADMIN}), via="cli")
+    return create_key(by, project=project, name="bench", scopes=[Scope.JOBS_WRITE], windows=[])[1]
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seconds", type=float, default=4.0)
+    options = parser.parse_args()
+    fresh_tables()
+    call_command("migrate", verbosity=0)
+    make_table()
+    noop_agent()
+    secret = make_key()
+    connection.close()
+    with serving() as address:
+        best = asyncio.run(measure(address, secret, options.seconds))
+    show("plain REST framework create", f"{best[PLAIN]:,.0f}/s")
+    show(
+        "POST /api/v1/jobs", f"{best[SINGLE]:,.0f}/s", f"{best[SINGLE] / best[PLAIN]:.2f} x the plain create"
+    )
+    show(
+        "POST /api/v1/jobs/bulk",
+        f"{best[MANY] * BULK:,.0f} jobs/s",
+        f"{BULK:,} jobs in {1000 / best[MANY]:.0f} ms",
+    )
+
+
+if __name__ == "__main__":
+    main()
