@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 from django.contrib.postgres.fields import ArrayField
-from django.db import models
+from django.db import connection, models
 from django.db.models import Exists, F, OuterRef, Q
 from django.db.models.functions import Now
 from pgvector.django import VectorField
@@ -36,6 +37,29 @@ class AgentQuerySet(models.QuerySet["Agent"]):
     def active(self) -> AgentQuerySet:
         """Agents that may be given work."""
         return self.filter(status=Agent.Status.ACTIVE)
+
+
+# `AgentQuerySet.visible_to` for one slug and a project, with the version by number or the current one: what each
+# submission of a job looks up. Written out, since building the same from the ORM takes longer than running it.
+FIND_VERSION = """
+SELECT agent.status, version.id
+  FROM agents_agent AS agent
+  LEFT JOIN agents_agentversion AS version
+    ON version.agent_id = agent.id
+   AND CASE WHEN %(number)s::int IS NULL THEN version.id = agent.current_version_id
+            ELSE version.number = %(number)s::int END
+ WHERE agent.slug = %(slug)s AND (agent.project_id = %(project)s OR agent.project_id IS NULL)
+   AND agent.current_version_id IS NOT NULL
+ ORDER BY agent.project_id NULLS LAST LIMIT 1
+"""
+
+
+def find_version(project: UUID, slug: str, number: int | None) -> tuple[str, UUID | None] | None:
+    """The status of the agent that a project means by this slug, and its version (None: no such number)."""
+    with connection.cursor() as cursor:
+        cursor.execute(FIND_VERSION, {"project": project, "slug": slug, "number": number})
+        row: tuple[str, UUID | None] | None = cursor.fetchone()
+    return row
 
 
 class Agent(models.Model):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from difflib import unified_diff
+from functools import lru_cache
 from typing import Any
+from uuid import UUID
 
 from django.db import IntegrityError, transaction
 from django.db.models import F
@@ -16,7 +18,7 @@ from agents.cards import MAX_FAULTS, Card
 from agents.embeddings import Progress
 from agents.errors import AgentArchived, AgentIsShared, AgentNotFound, InvalidCard
 from agents.indexing import Vectors
-from agents.models import Agent, AgentQuerySet, AgentVersion
+from agents.models import Agent, AgentQuerySet, AgentVersion, find_version
 from apikeys.callers import Caller
 from apikeys.services import audit
 from engine.errors import FieldError
@@ -69,10 +71,33 @@ def resolve(by: Caller, ref: str) -> AgentVersion:
     found = re.fullmatch(r"(?P<slug>[a-z0-9-]{1,63})(@(?P<number>[0-9]{1,10}))?", ref)
     if found is None:
         raise AgentNotFound(f"{ref[:100]!r} is not of the form slug or slug@version")
+    if by.project is not None:
+        return _resolve_for_project(by.project.id, found["slug"], found["number"])
     agent = get(by, found["slug"])
     if agent.status == Agent.Status.ARCHIVED:
         raise AgentArchived(f"The agent {agent.slug} is archived", agent=agent.slug)
     return version_of(agent, int(found["number"])) if found["number"] else current(agent)
+
+
+def _resolve_for_project(project: UUID, slug: str, number: str | None) -> AgentVersion:
+    """The usual case, which each submission goes through: one query, and versions, which never change, are kept."""
+    given = int(number) if number else None
+    if given is not None and not 1 <= given <= MAX_VERSION:
+        raise AgentNotFound(f"The agent {slug} has no version {number}")
+    found = find_version(project, slug, given)
+    if found is None:
+        raise AgentNotFound(f"There is no agent {slug[:100]!r}")
+    status, version = found
+    if status == Agent.Status.ARCHIVED:
+        raise AgentArchived(f"The agent {slug} is archived", agent=slug)
+    if version is None:
+        raise AgentNotFound(f"The agent {slug} has no version {number}")
+    return _kept_version(version)
+
+
+@lru_cache(maxsize=512)
+def _kept_version(version_id: UUID) -> AgentVersion:
+    return AgentVersion.objects.select_related("agent").get(id=version_id)
 
 
 def agents(by: Caller) -> AgentQuerySet:

@@ -1,8 +1,5 @@
 """Jobs by the hundred, jobs that continue others, and what operators hold back. One service call a view."""
 
-import json
-from collections.abc import Sequence
-from dataclasses import replace
 from http import HTTPStatus
 from typing import Any
 from uuid import UUID
@@ -13,7 +10,6 @@ from rest_framework import serializers
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
-from uuid_utils.compat import uuid7
 
 from apikeys.callers import caller
 from apikeys.idempotency import idempotent
@@ -22,8 +18,9 @@ from engine.errors import EngineError, ValidationFailed
 from engine.problems import Forbidden, as_engine_error
 from engine.serializers import StrictSerializer
 from jobs import bulk, continuing, pausing, services
-from jobs.serializers import MOST_TASK_CHARS, QUEUE_NAME, JobRequestSerializer, JobSerializer, job_url
-from jobs.views import check_may_run, job_request
+from jobs.requests import read_job
+from jobs.serializers import QUEUE_NAME, JobSerializer, job_url
+from jobs.views import check_may_run
 
 IDEMPOTENCY_KEY = OpenApiParameter("Idempotency-Key", str, OpenApiParameter.HEADER)
 ITEMS: dict[str, serializers.Field[Any, Any, Any, Any]] = {
@@ -60,7 +57,7 @@ class BulkView(APIView):
             raise Forbidden("Jobs belong to a project: submit them with a key")
         body = BulkSerializer(data=request.data)
         body.is_valid(raise_exception=True)
-        checked = checked_jobs(body.validated_data["jobs"])
+        checked = [_checked(item) for item in body.validated_data["jobs"]]
         wanted = [item for item in checked if isinstance(item, services.JobRequest)]
         for agent in {order.agent for order in wanted}:
             check_may_run(by, agent)
@@ -71,39 +68,11 @@ class BulkView(APIView):
         return Response({"items": items})
 
 
-def checked_jobs(items: Sequence[dict[str, Any]]) -> list[services.JobRequest | EngineError]:
-    """Each as a request, or why it is none.
-
-    The serializer takes 150 us an item, and in a bulk most differ by `task` and `input` alone: what is the same about
-    them is checked once.
-    """
-    alike: dict[str, services.JobRequest] = {}
-    return [_checked(item, alike) for item in items]
-
-
-def _checked(
-    item: dict[str, Any], alike: dict[str, services.JobRequest]
-) -> services.JobRequest | EngineError:
-    task, given = item.get("task"), item.get("input", {})
-    if not (isinstance(task, str) and 0 < len(task.strip()) <= MOST_TASK_CHARS and isinstance(given, dict)):
-        return _checked_alone(item)
-    rest = {name: value for name, value in item.items() if name not in ("task", "input")}
-    key = json.dumps(rest, sort_keys=True)
-    if key not in alike:
-        body = JobRequestSerializer(data={"task": "any", **rest})
-        if not body.is_valid():
-            return _checked_alone(item)
-        alike[key] = job_request(body.validated_data)
-    return replace(alike[key], task=task.strip(), input=given, id=uuid7())
-
-
-def _checked_alone(item: dict[str, Any]) -> services.JobRequest | EngineError:
-    body = JobRequestSerializer(data=item)
+def _checked(item: dict[str, Any]) -> services.JobRequest | EngineError:
     try:
-        body.is_valid(raise_exception=True)
+        return read_job(item)
     except serializers.ValidationError as error:
         return as_engine_error(error) or ValidationFailed()
-    return job_request(body.validated_data)
 
 
 def _result(submitted: bulk.Submitted) -> dict[str, Any]:

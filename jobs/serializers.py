@@ -341,19 +341,45 @@ class JobSummarySerializer(serializers.Serializer[Any]):
     finished_at = serializers.DateTimeField(allow_null=True)
     deadline_at = serializers.DateTimeField(allow_null=True)
     cancel_requested_at = serializers.DateTimeField(allow_null=True)
-    links = serializers.SerializerMethodField()
+    links = JobLinksSerializer()
 
-    @extend_schema_field(JobLinksSerializer)
-    def get_links(self, job: Job) -> dict[str, str]:
-        """Where to go on from here."""
-        url = job_url(job.id)
-        return {
+    def to_representation(self, instance: Job) -> dict[str, Any]:
+        """As the fields above say; written out, since a list or a submission pays for every field's machinery."""
+        return job_summary(instance)
+
+
+def job_summary(job: Job) -> dict[str, Any]:
+    """A job as JSON, in the shape of JobSummarySerializer."""
+    version, url = job.agent_version, job_url(job.id)
+    return {
+        "id": str(job.id),
+        "status": job.status,
+        "status_reason": job.status_reason,
+        "task": job.task,
+        "agent": version and {"slug": version.agent.slug, "version": version.number, "name": version.name},
+        "priority": job.priority,
+        "queue": job.queue,
+        "tags": job.tags,
+        "metadata": job.metadata,
+        "progress": {"fraction": job.progress, "message": job.progress_message},
+        "error": job.error,
+        "created_by": job.created_by,
+        **{name: _moment(getattr(job, name)) for name in JOB_MOMENTS},
+        "links": {
             "self": url,
             "logs": f"{url}/logs",
             "artifacts": f"{url}/artifacts",
             "respond": f"{url}/respond",
             "events": f"/ws/v1/jobs/{job.id}",
-        }
+        },
+    }
+
+
+JOB_MOMENTS = ("created_at", "run_at", "started_at", "finished_at", "deadline_at", "cancel_requested_at")
+
+
+def _moment(value: datetime | None) -> str | None:
+    return None if value is None else instant(value)
 
 
 class JobSerializer(JobSummarySerializer):
@@ -382,10 +408,25 @@ class JobSerializer(JobSummarySerializer):
         return bool(self.context.get("is_new"))
 
     def to_representation(self, instance: Job) -> dict[str, Any]:
-        """Read the attempts once for the two members that need them."""
+        """As the fields above say, written out like the summary; attempts are read once for those that need them."""
         self.past = attempts_of(instance)
-        document: dict[str, Any] = super().to_representation(instance)
-        return document
+        return {
+            **job_summary(instance),
+            "input": instance.input,
+            "why": instance.discovery,
+            "max_attempts": instance.max_attempts,
+            "timeout_s": instance.timeout_seconds,
+            "webhook_url": instance.webhook_url,
+            "budget": instance.budget,
+            "parent_id": instance.parent_id and str(instance.parent_id),
+            "retried_from": instance.retried_from_id and str(instance.retried_from_id),
+            "questions": self.get_questions(instance),
+            "attempts": self.get_attempts(instance),
+            "usage": self.get_usage(instance),
+            "input_files": self.get_input_files(instance),
+            "artifacts": self.get_artifacts(instance),
+            "result": instance.result,
+        }
 
     @extend_schema_field(QuestionSerializer(many=True))
     def get_questions(self, job: Job) -> Any:
@@ -397,7 +438,7 @@ class JobSerializer(JobSummarySerializer):
     @extend_schema_field(AttemptSerializer(many=True))
     def get_attempts(self, job: Job) -> Any:
         """The runs, first to last."""
-        return AttemptSerializer(self.past, many=True).data
+        return self.past and AttemptSerializer(self.past, many=True).data
 
     @extend_schema_field(UsageSerializer)
     def get_usage(self, job: Job) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from agents import services as agents
 from agents.models import AgentVersion
 from apikeys.callers import Caller
 from apikeys.models import Project
-from jobs import answers, failpoints, queries, wakeups
+from jobs import answers, failpoints, inserting, queries, wakeups
 from jobs.errors import (
     InvalidInput,
     JobAlreadyEnded,
@@ -79,6 +79,22 @@ class Birth:
     explanation: dict[str, Any] | None = None
     candidates: tuple[str, ...] = ()
 
+    @property
+    def error(self) -> dict[str, Any] | None:
+        """Of a job that no agent fits."""
+        if self.status != Job.Status.REJECTED:
+            return None
+        nearest = [item["agent"] for item in (self.explanation or {}).get("nearest", [])]
+        return {
+            "code": self.reason,
+            "message": "No registered agent fits this task.",
+            "remedy": (
+                f"The nearest are: {', '.join(nearest)}. Name one with `agent`, or register an agent for it."
+            )
+            if nearest
+            else "Register an agent that can do it, then submit the task again.",
+        }
+
 
 @failpoints.commit("submit")
 def submit(request: JobRequest, *, by: Caller, project: Project) -> Job:
@@ -92,6 +108,15 @@ def submit(request: JobRequest, *, by: Caller, project: Project) -> Job:
     if birth.status != Job.Status.REJECTED:
         check_room(project)
     job = insert(request, birth, by=by, project=project)
+    if request.files:
+        _add_files(job, request.files)
+    if job.status == Job.Status.QUEUED:
+        wakeups.queues_filled(job.queue)
+    wakeups.jobs_changed(job.id)
+    return job
+
+
+def _add_files(job: Job, files: Sequence[StoredUpload]) -> None:
     InputFile.objects.bulk_create(
         InputFile(
             job=job,
@@ -101,12 +126,8 @@ def submit(request: JobRequest, *, by: Caller, project: Project) -> Job:
             sha256=upload.sha256,
             storage_key=upload.storage_key,
         )
-        for upload in request.files
+        for upload in files
     )
-    if job.status == Job.Status.QUEUED:
-        wakeups.queues_filled(job.queue)
-    wakeups.jobs_changed(job.id)
-    return job
 
 
 def check_input(request: JobRequest, version: AgentVersion | None) -> None:
@@ -161,9 +182,23 @@ def birth_of(request: JobRequest, *, by: Caller, project: Project) -> Birth:
 
 def insert(request: JobRequest, birth: Birth, *, by: Caller, project: Project) -> Job:
     """Insert a job with its first events."""
-    now = database_time()
-    due = max(now, request.run_at) if request.run_at else now
-    job = Job(
+    if not birth.candidates:
+        at = inserting.insert_all([(request, birth)], by=by, project=project)
+        return _born(request, birth, by=by, project=project, at=at or database_time())
+    job = _born(request, birth, by=by, project=project, at=database_time())
+    job.save(force_insert=True)
+    job.last_seq = 0
+    with connection.cursor() as cursor:
+        _ask_for_agent(cursor, job, birth.candidates)
+        queries.append_event(cursor, job, "job.waiting", data={"reason": birth.reason})
+    Job.objects.filter(id=job.id).update(last_seq=job.last_seq)
+    return job
+
+
+def _born(request: JobRequest, birth: Birth, *, by: Caller, project: Project, at: datetime) -> Job:
+    """The job as it is stored."""
+    due = max(at, request.run_at) if request.run_at else at
+    return Job(
         id=request.id,
         project=project,
         agent_version=birth.version,
@@ -185,36 +220,11 @@ def insert(request: JobRequest, birth: Birth, *, by: Caller, project: Project) -
         discovery=birth.explanation,
         created_by=by.label,
         created_by_key=by.key.id if by.key else None,
-        created_at=now,
-        finished_at=now if birth.status == Job.Status.REJECTED else None,
-        error=rejection(birth) if birth.status == Job.Status.REJECTED else None,
+        created_at=at,
+        finished_at=at if birth.status == Job.Status.REJECTED else None,
+        error=birth.error,
         last_seq=1,
     )
-    job.save(force_insert=True)
-    job.last_seq = 0
-    with connection.cursor() as cursor:
-        data = {"reason": birth.reason} if birth.reason else None
-        if birth.candidates:
-            _ask_for_agent(cursor, job, birth.candidates)
-            queries.append_event(cursor, job, "job.waiting", data=data)
-            Job.objects.filter(id=job.id).update(last_seq=job.last_seq)
-        else:
-            queries.append_event(cursor, job, f"job.{birth.status.value}", data=data)
-    return job
-
-
-def rejection(birth: Birth) -> dict[str, Any]:
-    """The error of a job that no agent fits."""
-    nearest = [item["agent"] for item in (birth.explanation or {}).get("nearest", [])]
-    return {
-        "code": birth.reason,
-        "message": "No registered agent fits this task.",
-        "remedy": (
-            f"The nearest are: {', '.join(nearest)}. Name one with `agent`, or register an agent for it."
-        )
-        if nearest
-        else "Register an agent that can do it, then submit the task again.",
-    }
 
 
 def _ask_for_agent(cursor: Any, job: Job, candidates: Sequence[str]) -> None:

@@ -36,6 +36,7 @@ from jobs import downloads, metrics, services, uploads, watching
 from jobs.errors import ArtifactNotFound, QuestionNotFound
 from jobs.models import Artifact, Event, Job, Question
 from jobs.notifying import links
+from jobs.requests import read_job
 from jobs.serializers import (
     AGENT_REFERENCE,
     AnswerSerializer,
@@ -160,10 +161,8 @@ class JobsView(APIView):
         if by.project is None:
             raise Forbidden("Jobs belong to a project: submit them with a key")
         data, files = job_form(request)
-        body = JobRequestSerializer(data=data)
-        body.is_valid(raise_exception=True)
-        check_may_run(by, body.validated_data.get("agent"))
-        order = job_request(body.validated_data)
+        order = read_job(data)
+        check_may_run(by, order.agent)
         # Before the idempotency key's transaction, which must not idle while large files are copied.
         with uploads.stored(files, project_id=by.project.id, job_id=order.id) as (stored, keep):
             response = self._submit(request, order, stored, by.project)
@@ -227,15 +226,6 @@ def check_may_run(by: Caller, agent: str | None) -> None:
             "Name the `agent`: this key may run single agents only", missing_scope=Scope.JOBS_WRITE
         )
     raise ScopeMissing(f"This key may not run {slug}", missing_scope=run_scope(slug))
-
-
-def job_request(values: dict[str, Any]) -> services.JobRequest:
-    """The service's words for a checked body."""
-    named = {"timeout_s": "timeout_seconds"}
-    members = {named.get(name, name): value for name, value in values.items() if name != "deadline_s"}
-    if "deadline_s" in values:
-        members["deadline_at"] = services.database_time() + timedelta(seconds=values["deadline_s"])
-    return services.JobRequest(**members)
 
 
 def filtered(jobs: QuerySet[Job], params: dict[str, Any]) -> QuerySet[Job]:

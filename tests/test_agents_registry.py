@@ -7,7 +7,7 @@ from django.db import IntegrityError, connection, transaction
 
 from agents import services
 from agents.errors import AgentArchived, AgentIsShared, AgentNotFound, InvalidCard
-from agents.models import Agent, AgentEmbedding, AgentTerm, AgentVersion
+from agents.models import Agent, AgentEmbedding, AgentTerm, AgentVersion, find_version
 from tests.agents import MAIN, WordEmbedder, make_card, make_noop, member, register_all, staff, words
 from tests.factories import make_project
 
@@ -260,3 +260,24 @@ def test_registrations_of_one_slug_at_once_give_numbers_without_gaps() -> None:
     assert sorted(agent.versions.values_list("number", flat=True)) == list(range(1, 9))
     assert agent.current_version is not None
     assert agent.current_version.number == 8
+
+
+def test_the_short_way_to_a_version_sees_exactly_what_a_project_may_see() -> None:
+    one, other = member(), member()
+    register_all(
+        staff(), [make_noop("shared", "Is shared"), make_noop("hidden", "Is shared, and hidden by one")]
+    )
+    register_all(one, [make_noop("hidden", "Is one's"), make_noop("own", "Is one's alone")])
+    register_all(one, [make_noop("own", "Is one's alone, once more")])
+    services.archive(one, "own")
+
+    for by in (one, other):
+        assert by.project is not None
+        for slug in ("shared", "hidden", "own", "nobody"):
+            agent = services.agents(by).filter(slug=slug).first()
+            found = find_version(by.project.id, slug, None)
+            assert found == (None if agent is None else (agent.status, agent.current_version_id))
+            for number in (1, 2):
+                found = find_version(by.project.id, slug, number)
+                version = agent and agent.versions.filter(number=number).first()
+                assert found == (None if agent is None else (agent.status, version and version.id))

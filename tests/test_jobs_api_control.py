@@ -1,20 +1,11 @@
 """Bulk submission, retry, fork, checkpoints, and pauses over the API."""
 
-import json
-from dataclasses import replace
 from typing import Any
 
 import pytest
-from rest_framework import serializers
 
-from engine.errors import EngineError
-from engine.problems import as_engine_error
 from jobs import claiming, continuing
-from jobs.control_views import checked_jobs
 from jobs.models import Job
-from jobs.serializers import JobRequestSerializer
-from jobs.services import JobRequest
-from jobs.views import job_request
 from tests.factories import KeyInHand, make_key
 from tests.jobs import claim_one, make_project, make_version, make_worker
 from tests.test_jobs_continuing import ended
@@ -118,40 +109,3 @@ def test_an_agent_is_paused_by_whom_it_belongs_to(key: KeyInHand) -> None:
     assert post(key, "agents/echo/resume").status_code == 204
     assert len(claiming.claim(make_worker(), queue="default", limit=1)) == 1
     assert post(key, "agents/nobody/pause").status_code == 404
-
-
-ITEMS = [
-    {"task": "  a  ", "agent": "echo"},
-    {"task": "a", "input": {"rows": [1, {"x": None}]}, "tags": ["b", "a", "b"], "priority": "high"},
-    {"task": "a", "input": None, "queue": None},
-    {"task": "   "},
-    {"task": 7, "agent": "echo"},
-    {"task": "a", "input": [1]},
-    {"task": "a", "budget": {"tokens": 0}},
-    {"task": "a", "no-such": 1},
-    {"task": "a" * 100_001},
-    {"input": {}},
-]
-
-
-@pytest.mark.parametrize("item", ITEMS, ids=[json.dumps(item)[:40] for item in ITEMS])
-def test_a_job_of_a_bulk_is_checked_as_it_would_be_alone(item: dict[str, Any]) -> None:
-    twice = checked_jobs([item, item])
-
-    alone = JobRequestSerializer(data=item)
-    if alone.is_valid():
-        plain = job_request(alone.validated_data)
-        assert [replace(one, id=plain.id) for one in twice if isinstance(one, JobRequest)] == [plain, plain]
-        assert len({one.id for one in twice if isinstance(one, JobRequest)}) == 2
-    else:
-        problem = as_engine_error(serializers.ValidationError(alone.errors))
-        assert problem is not None
-        assert [one.errors for one in twice if isinstance(one, EngineError)] == [problem.errors] * 2
-
-
-def test_one_deadline_is_enough_for_jobs_that_are_alike() -> None:
-    first, second = checked_jobs([{"task": "a", "deadline_s": 60}, {"task": "b", "deadline_s": 60}])
-
-    assert isinstance(first, JobRequest)
-    assert isinstance(second, JobRequest)
-    assert first.deadline_at == second.deadline_at
