@@ -4,7 +4,7 @@ BIN := .venv/bin
 LOCK := $(BIN)/uv pip compile --universal --generate-hashes --no-header --python-version 3.11 --quiet
 export PYTHON
 
-.PHONY: run install test lint lock
+.PHONY: run install test lint bench lock
 
 run:
 	@requirements/install runtime
@@ -23,6 +23,13 @@ lint:
 	$(BIN)/ruff check --fix .
 	$(BIN)/mypy .
 
+# Figures, not tests: beside other queues, which are installed apart. It works in a home of its own, .engine-bench.
+bench:
+	@requirements/install test
+	@test -x .venv-peers/bin/python || $(BIN)/uv venv --quiet --python $(BIN)/python .venv-peers
+	@$(BIN)/uv pip install --quiet --require-hashes --python .venv-peers/bin/python -r requirements/peers.lock
+	@ENGINE_HOME=$${ENGINE_HOME:-.engine-bench} $(BIN)/python -m benchmarks --peers .venv-peers/bin/python
+
 # Hashes of every file that may be installed, and no index: the lock serves any mirror and every platform.
 lock:
 	$(LOCK) pyproject.toml --extra e2b --extra llm -o requirements/runtime.lock
@@ -30,3 +37,4 @@ lock:
 	$(LOCK) requirements/sandbox.in -o requirements/sandbox.lock
 	$(LOCK) requirements/bubblewrap.in -o requirements/bubblewrap.lock
 	$(LOCK) requirements/uv.in -o requirements/uv.lock
+	$(LOCK) requirements/peers.in -o requirements/peers.lock

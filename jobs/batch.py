@@ -14,7 +14,7 @@ from django.db import connection
 from django.db.backends.utils import CursorWrapper
 
 from jobs import failpoints
-from jobs.queries import lock_lease
+from jobs.queries import lock_lease, plain_array
 from jobs.settlements import AttemptKey, Settlement, lock, settle, settled_before
 
 
@@ -198,10 +198,10 @@ def _insert_events(cursor: CursorWrapper, worker_id: UUID, rows: Sequence[EventR
             INSERT_EVENTS,
             {
                 "worker_id": worker_id,
-                "jobs": [row.job_id for row in rows],
-                "seqs": [row.seq for row in rows],
-                "attempts": [row.attempt for row in rows],
-                "ats": [row.at for row in rows],
+                "jobs": plain_array(row.job_id for row in rows),
+                "seqs": plain_array(row.seq for row in rows),
+                "attempts": plain_array(row.attempt for row in rows),
+                "ats": plain_array(row.at.isoformat() for row in rows),
                 "types": [row.type for row in rows],
                 "sources": [row.source for row in rows],
                 "levels": [row.level for row in rows],

@@ -6,7 +6,7 @@ the database's (I5). Functions are plain and synchronous; the worker calls them 
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -33,6 +33,11 @@ class WorkerLeaseLost(Exception):
 LOCK_LEASE = """
 SELECT 1 FROM jobs_worker WHERE id = %s AND lease_until > statement_timestamp() FOR KEY SHARE
 """
+
+
+def plain_array(values: Iterable[UUID | int | str]) -> str:
+    """PostgreSQL's array literal of values that need no quoting; the driver's own takes three times as long."""
+    return "{" + ",".join(map(str, values)) + "}"
 
 
 def lock_lease(cursor: CursorWrapper, worker_id: UUID) -> None:

@@ -7,7 +7,7 @@ other work: each element is dumped and quoted by itself.
 import json
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, NamedTuple
@@ -18,6 +18,7 @@ from uuid_utils.compat import uuid7
 
 from jobs.execution.outcomes import QuestionSpec
 from jobs.models import Attempt, Job, MinuteStat
+from jobs.queries import plain_array
 
 AttemptKey = tuple[UUID, int]  # (job, attempt)
 
@@ -84,12 +85,7 @@ def lock(cursor: CursorWrapper, worker_id: UUID, rows: Collection[Settlement]) -
 
 
 def _keys(rows: Collection[Settlement]) -> dict[str, str]:
-    return {"jobs": _array(row.job_id for row in rows), "attempts": _array(row.attempt for row in rows)}
-
-
-def _array(values: Iterable[UUID | int]) -> str:
-    """PostgreSQL's array literal of values that need no quoting."""
-    return "{" + ",".join(map(str, values)) + "}"
+    return {"jobs": plain_array(row.job_id for row in rows), "attempts": plain_array(row.attempt for row in rows)}
 
 
 def settle(
@@ -220,7 +216,7 @@ def _end_attempts(
         END_ATTEMPTS,
         {
             "worker_id": worker_id,
-            "jobs": _array(item.row.job_id for item in decided),
+            "jobs": plain_array(item.row.job_id for item in decided),
             "rows": json.dumps([_row(item, told.get(item.row.job_id, 0)) for item in decided]),
         },
     )
@@ -302,7 +298,7 @@ def _insert_stats(cursor: CursorWrapper, decided: Sequence[_Decided]) -> None:
                 wait_ms, run_ms, wait_histogram, run_histogram)
             VALUES (to_timestamp(%s), %s, %s, %s, %s, %s, %s, %s, %s, %s::int[], %s::int[])
             """,
-            [*group, len(rows), sum(waits), sum(runs), _array(_histogram(waits)), _array(_histogram(runs))],
+            [*group, len(rows), sum(waits), sum(runs), plain_array(_histogram(waits)), plain_array(_histogram(runs))],
         )
 
 
