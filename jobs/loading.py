@@ -7,9 +7,9 @@ from uuid import UUID
 from django.db import connection
 
 from agents.models import AgentVersion
-from jobs import claiming, models
+from jobs import claiming, models, usage
 from jobs.claiming import Claimed
-from jobs.execution.outcomes import StoredFile
+from jobs.execution.outcomes import StoredFile, Used
 from jobs.execution.ports import AgentSpec, ClaimedJob, InputFile, Journal, JournalStep
 
 
@@ -43,6 +43,8 @@ def details(job: Claimed, agent: AgentSpec) -> ClaimedJob:
         logged_lines=lines,
         logged_bytes=size,
         parked=_parked(job.id, job.attempt) if job.attempt > 1 else "",
+        budget=job.budget,
+        used=usage.of_family(job.id) if agent.kind == "llm" and job.attempt > 1 else Used(),
     )
 
 
@@ -58,6 +60,10 @@ def _agent(version_id: UUID) -> AgentSpec:
         requirements=tuple(version.requirements),
         limits=version.limits,
         output_schema=version.output_schema or None,
+        instructions=version.instructions,
+        model=version.model,
+        tools=tuple(version.tools),
+        settings=version.settings,
     )
 
 

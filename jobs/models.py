@@ -473,6 +473,34 @@ class Artifact(models.Model):
         return self.name
 
 
+class Usage(models.Model):
+    """What one journal entry of a job used of models or sandboxes. Kept beyond its job: budgets count months."""
+
+    pk = models.CompositePrimaryKey("job_id", "key")
+    job_id = models.UUIDField()
+    key = models.TextField()  # of the journal entry
+    project = models.ForeignKey(Project, on_delete=models.DO_NOTHING, db_constraint=False, db_index=False)
+    api_key_id = models.UUIDField(null=True)  # that submitted the job, or the job that started it
+    agent_version_id = models.UUIDField()
+    model = models.TextField(default="")
+    input_tokens = models.BigIntegerField(default=0)
+    output_tokens = models.BigIntegerField(default=0)
+    cost_usd = models.FloatField(default=0)  # 0 too where the model's price is not known
+    sandbox_seconds = models.FloatField(default=0)
+    at = models.DateTimeField()
+
+    class Meta:
+        indexes = [
+            models.Index(
+                fields=["api_key_id", "at"], condition=Q(api_key_id__isnull=False), name="usage_key_idx"
+            ),
+            models.Index(fields=["at"], name="usage_at_idx"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.job_id}:{self.key}"
+
+
 class MinuteStat(models.Model):
     """How many attempts ended how in one minute. Workers only append; readers sum; so no two workers ever wait here."""
 

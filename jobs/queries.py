@@ -6,7 +6,7 @@ the database's (I5). Functions are plain and synchronous; the worker calls them 
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -16,7 +16,7 @@ from django.conf import settings
 from django.db import connection
 from django.db.backends.utils import CursorWrapper
 
-from jobs import failpoints
+from jobs import failpoints, wakeups
 from jobs.models import Job, Question, Worker
 
 # A worker's losses in a row that a job survives, and from which on it runs alone (design: section 5).
@@ -167,6 +167,7 @@ def sweep(*, workers: int = 5, jobs: int = 500, after_start: float | None = None
         dead = [row[0] for row in cursor.fetchall()]
         if not dead:
             return Swept()
+        parents = _lock_parents(cursor, "worker_id = ANY(%s) AND status = 'running'", [dead])
         cursor.execute(
             """
             WITH held AS MATERIALIZED (
@@ -210,6 +211,7 @@ def sweep(*, workers: int = 5, jobs: int = 500, after_start: float | None = None
             {"dead": dead, "jobs": jobs, "most": MOST_LOSSES},
         )
         rows = cursor.fetchall()
+        requeue_if_free(cursor, parents)
     requeued = tuple(row[0] for row in rows if row[1] == "queued")
     return Swept(
         requeued=requeued,
@@ -259,6 +261,8 @@ def fail_overdue(*, most: int = 200) -> list[UUID]:
     with failpoints.commit("deadline"), connection.cursor() as cursor:
         if not _alone(cursor, EXPIRE_LOCK):
             return []
+        overdue = "finished_at IS NULL AND deadline_at <= statement_timestamp() AND status <> 'running'"
+        parents = _lock_parents(cursor, overdue, [])
         cursor.execute(
             """
             WITH due AS MATERIALIZED (
@@ -287,7 +291,22 @@ def fail_overdue(*, most: int = 200) -> list[UUID]:
             """,
             [most],
         )
-        return [row[0] for row in cursor.fetchall()]
+        failed = [row[0] for row in cursor.fetchall()]
+        requeue_if_free(cursor, parents)
+        return failed
+
+
+def _lock_parents(cursor: CursorWrapper, ending: str, params: list[Any]) -> list[UUID]:
+    """Lock the parents of jobs that are about to end, before these."""
+    cursor.execute(
+        f"""
+        SELECT id FROM jobs_job
+         WHERE id IN (SELECT parent_id FROM jobs_job WHERE {ending} AND parent_id IS NOT NULL)
+         ORDER BY id FOR NO KEY UPDATE
+        """,  # noqa: S608 (constants)
+        params,
+    )
+    return [row[0] for row in cursor.fetchall()]
 
 
 def due_questions(*, most: int = 200) -> list[tuple[UUID, UUID]]:
@@ -344,6 +363,40 @@ def supersede_questions(cursor: CursorWrapper, job_id: UUID) -> None:
         "UPDATE jobs_question SET status = %s WHERE job_id = %s AND status = 'open'",
         [Question.Status.SUPERSEDED, job_id],
     )
+
+
+def requeue_if_free(cursor: CursorWrapper, job_ids: Collection[UUID]) -> None:
+    """Queue those of these waiting jobs that wait for nothing any more: no open question, no child at work.
+
+    They keep their place. The caller holds their row locks, taken before those of their children: of two ends at once
+    the second one then sees the first.
+    """
+    if not job_ids:
+        return
+    cursor.execute(
+        """
+        WITH done AS (
+            UPDATE jobs_job AS job
+               SET status = 'queued', last_seq = last_seq + 1,
+                   status_reason = CASE status_reason WHEN 'child_job' THEN 'child_ended' ELSE 'answered' END
+             WHERE id = ANY(%s) AND status = 'waiting_for_input' AND status_reason IN ('question', 'child_job')
+               AND NOT EXISTS (SELECT 1 FROM jobs_question WHERE job_id = job.id AND status = 'open')
+               AND NOT EXISTS (SELECT 1 FROM jobs_job WHERE parent_id = job.id AND finished_at IS NULL)
+            RETURNING id, attempt, last_seq, queue, status_reason
+        ), told AS (
+            INSERT INTO jobs_event (job_id, seq, attempt, at, type, source, level, message, data)
+            SELECT id, last_seq, attempt, statement_timestamp(), 'job.queued', 'system', 'info', '',
+                   jsonb_build_object('reason', status_reason)
+              FROM done
+        )
+        SELECT id, queue FROM done
+        """,
+        [list(job_ids)],
+    )
+    rows = cursor.fetchall()
+    if rows:
+        wakeups.jobs_changed(*(row[0] for row in rows))
+        wakeups.queues_filled(*{row[1] for row in rows})
 
 
 def ensure_partitions(*, weeks_ahead: int = 2) -> list[str]:

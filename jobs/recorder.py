@@ -23,10 +23,12 @@ from agents.queries import Run
 from jobs import batch, queries, wakeups
 from jobs.batch import ArtifactRow, Batch, EventRow, ProgressRow, SandboxRow, StepRow
 from jobs.claiming import Claimed
-from jobs.execution.outcomes import StepBegin, StepEnd, StoredArtifact
+from jobs.execution.outcomes import StepBegin, StepEnd, StoredArtifact, Used
 from jobs.execution.ports import Journal, LeaseLostError
 from jobs.models import Attempt
 from jobs.settlements import AttemptKey, Settlement
+from jobs.texts import clean
+from jobs.usage import UsageRow
 
 log = logging.getLogger("engine.worker")
 
@@ -242,17 +244,6 @@ def _runs(taken: Batch, written: batch.Written) -> list[Run]:
     ]
 
 
-def clean(value: Any) -> Any:
-    """The same value as PostgreSQL can store it: no NUL and no lone surrogate in any text."""
-    if isinstance(value, str):
-        return value.replace("\x00", "\ufffd").encode("utf-8", "replace").decode("utf-8")
-    if isinstance(value, dict):
-        return {clean(str(key)): clean(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [clean(item) for item in value]
-    return value
-
-
 _encode = json.JSONEncoder(allow_nan=False).encode
 
 
@@ -351,12 +342,32 @@ class AttemptRecorder:
         """The step has ended, with its result and the files it changed: durable on return. Raises LeaseLostError."""
         self._check()
         self._add_step(step.begin, step)
-        if self._job.lost_count and not self.has_durable_step:
-            self._writer.add(0).durable_steps.add(self._key)
-        self.has_durable_step = True
+        self._progressed()
         if step.begin.kind == "step":
             self.event("step.completed", message=step.begin.key, data={"key": step.begin.key})
         await self._writer.durable(self._key)
+
+    async def record(self, step: StepEnd, *, used: Used | None = None, model: str = "") -> None:
+        """An entry that begins and ends at once, with what it used: durable on return. Raises LeaseLostError."""
+        self._check()
+        key = step.begin.key
+        if key not in self._journal:
+            self._ordinal += 1
+        self._begun[key] = (self._journal.get(key, self._ordinal), self._clock.now())
+        self._add_step(step.begin, step)
+        self._progressed()
+        if used is not None:
+            row = UsageRow(self._job.id, self._job.attempt, key, model, used)
+            self._writer.add().usages.append(row)
+        if step.begin.kind == "step":
+            self.event("step.completed", message=key, data={"key": key})
+        await self._writer.durable(self._key)
+
+    def _progressed(self) -> None:
+        """An entry becomes durable: the row of losses ends."""
+        if self._job.lost_count and not self.has_durable_step:
+            self._writer.add(0).durable_steps.add(self._key)
+        self.has_durable_step = True
 
     def _add_step(self, step: StepBegin, end: StepEnd | None = None) -> None:
         fallback = (self._journal.get(step.key, self._ordinal), self._clock.now())

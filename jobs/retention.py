@@ -8,7 +8,7 @@ from uuid import UUID
 
 from django.db import OperationalError, connection
 
-from jobs import failpoints, storage
+from jobs import failpoints, storage, usage
 from jobs.models import Job
 from jobs.queries import WEEK_SECONDS, first_id
 
@@ -42,6 +42,7 @@ def prune(days: int, *, tell: Callable[[int], None] = lambda jobs: None) -> Prun
     while True:
         forgotten, deleted = _forget_some(days)
         if not forgotten:
+            usage.forget()
             return Pruned(jobs, files, tuple(_drop_partitions()))
         jobs, files = jobs + forgotten, files + deleted
         tell(jobs)

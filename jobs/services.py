@@ -14,6 +14,7 @@ from agents import discovery
 from agents import services as agents
 from agents.models import AgentVersion
 from apikeys.callers import Caller
+from apikeys.errors import ScopeMissing
 from apikeys.models import Project
 from jobs import answers, failpoints, inserting, queries, wakeups
 from jobs.errors import (
@@ -268,10 +269,16 @@ def get(job_id: UUID, *, by: Caller) -> Job:
 
 def locked(job_id: UUID, *, by: Caller) -> Job:
     """The job under its row lock: whoever holds it alone may change a job that is not running. Raises JobNotFound."""
+    _lock_parent(job_id)
     job = Job.objects.visible_to(by).select_for_update(no_key=True).filter(id=job_id).first()
     if job is None:
         raise JobNotFound(job_id=str(job_id))
     return job
+
+
+def _lock_parent(job_id: UUID) -> None:
+    """Locks go parent before child: ending a child may wake its parent."""
+    Job.objects.select_for_update(no_key=True).filter(children=job_id).order_by().values_list("id").first()
 
 
 @failpoints.commit("cancel")
@@ -320,7 +327,22 @@ def _end(
             "cancel_requested_by",
         ]
     )
+    for child in job.children.select_for_update(no_key=True).filter(finished_at__isnull=True).order_by("id"):
+        _stop_child(child, by=by)
+    if job.parent_id is not None:
+        with connection.cursor() as cursor:
+            queries.requeue_if_free(cursor, [job.parent_id])
     wakeups.jobs_changed(job.id)
+
+
+def _stop_child(child: Job, *, by: str) -> None:
+    """Nobody waits for this job any more."""
+    if child.status != Job.Status.RUNNING:
+        _end(child, Job.Status.CANCELLED, "parent_ended", by=by)
+    elif child.cancel_requested_at is None:
+        child.cancel_requested_at, child.cancel_requested_by = database_time(), by
+        child.save(update_fields=["cancel_requested_at", "cancel_requested_by"])
+        wakeups.cancel_requested(child.id)
 
 
 @failpoints.commit("respond")
@@ -389,6 +411,9 @@ def _record_answer(job: Job, question_id: UUID, value: Any, *, by: Caller, at: s
         raise QuestionClosed(
             f"The question is {question.status}; the job is {job.status}.", job_status=job.status
         )
+    needed = question.details.get("needs_scope")
+    if needed is not None and not by.may(needed):
+        raise ScopeMissing("This question is for whoever may change the key's budget", missing_scope=needed)
     question.answer = answers.checked(question, value, at=at)
     question.status = Question.Status.ANSWERED
     question.answered_by, question.answered_via = by.label, by.via
@@ -428,6 +453,7 @@ def _resume_if_answered(job: Job) -> None:
     if (
         job.status != Job.Status.WAITING_FOR_INPUT
         or job.questions.filter(status=Question.Status.OPEN).exists()
+        or job.children.filter(finished_at__isnull=True).exists()
     ):
         return
     job.status, job.status_reason = Job.Status.QUEUED, "answered"
@@ -440,6 +466,7 @@ def _resume_if_answered(job: Job) -> None:
 @failpoints.commit("expire")
 def expire_question(job_id: UUID, question_id: UUID) -> None:
     """Close a question whose time is up: its default is taken, or the job fails. Never recorded as anybody's answer."""
+    _lock_parent(job_id)
     job = (
         Job.objects.select_for_update(no_key=True)
         .filter(id=job_id, status=Job.Status.WAITING_FOR_INPUT)

@@ -16,9 +16,10 @@ from uuid import UUID
 from django.db.backends.utils import CursorWrapper
 from uuid_utils.compat import uuid7
 
-from jobs.execution.outcomes import QuestionSpec
+from jobs import children
+from jobs.execution.outcomes import ChildSpec, QuestionSpec
 from jobs.models import Attempt, Job, MinuteStat
-from jobs.queries import plain_array
+from jobs.queries import plain_array, requeue_if_free
 
 AttemptKey = tuple[UUID, int]  # (job, attempt)
 
@@ -45,6 +46,8 @@ class Settlement(NamedTuple):
     counts_as_failure: bool = False
     losses: int = 0  # the job's new lost_count
     questions: tuple[QuestionSpec, ...] = ()
+    parent_id: UUID | None = None
+    children: tuple[ChildSpec, ...] = ()  # that it starts and waits for
 
     @property
     def key(self) -> AttemptKey:
@@ -70,6 +73,7 @@ def lock(cursor: CursorWrapper, worker_id: UUID, rows: Collection[Settlement]) -
     """
     if not rows:
         return {}
+    children.lock_parents(cursor, {row.parent_id for row in rows if row.parent_id})
     cursor.execute(
         """
         SELECT job.id, job.attempt, job.cancel_requested_at IS NOT NULL
@@ -95,15 +99,18 @@ def settle(
     decided = [_decide(row, locked[row.key]) for row in rows if row.key in locked]
     if not decided:
         return {}, set()
-    _end_attempts(cursor, worker_id, decided, _open_questions(cursor, decided))
-    waiting = [item.row.job_id for item in decided if item.status == Job.Status.WAITING_FOR_INPUT]
-    if waiting:
-        requeue_if_answered(cursor, waiting)
+    told = _open_questions(cursor, decided)
+    waiting = [item.row for item in decided if item.status == Job.Status.WAITING_FOR_INPUT]
+    for row in waiting:
+        told[row.job_id] += _start_children(cursor, row, seq=row.next_seq + told[row.job_id])
+    _end_attempts(cursor, worker_id, decided, told)
+    woken = {item.row.parent_id for item in decided if item.row.parent_id and item.status in Job.FINAL}
+    # A job that waits for nothing, its questions all having their answers already, goes on instead of for ever waiting.
+    requeue_if_free(cursor, woken.union(row.job_id for row in waiting))
     _insert_stats(cursor, decided)
-    return (
-        {item.row.key: item.status.value for item in decided},
-        {item.row.queue for item in decided if item.status == Job.Status.QUEUED},
-    )
+    filled = {item.row.queue for item in decided if item.status == Job.Status.QUEUED}
+    filled.update(row.queue for row in waiting if row.children)
+    return {item.row.key: item.status.value for item in decided}, filled
 
 
 def _decide(row: Settlement, cancel_requested: bool) -> _Decided:
@@ -169,6 +176,27 @@ def _open_question(cursor: CursorWrapper, row: Settlement, question: QuestionSpe
         },
     )
     return int(cursor.rowcount)
+
+
+def _start_children(cursor: CursorWrapper, row: Settlement, *, seq: int) -> int:
+    """Insert and tell the jobs that this one starts; returns how many."""
+    children.start(cursor, row.job_id, row.children)
+    for number, child in enumerate(row.children, start=seq):
+        cursor.execute(
+            """
+            INSERT INTO jobs_event (job_id, seq, attempt, at, type, source, level, message, data)
+            VALUES (%s, %s, %s, to_timestamp(%s), 'job.child_started', 'system', 'info', %s, %s)
+            """,
+            [
+                row.job_id,
+                number,
+                row.attempt,
+                row.ended_at,
+                child.task[:2000],
+                json.dumps({"job_id": str(child.id), "key": child.key}),
+            ],
+        )
+    return len(row.children)
 
 
 def _seconds(span: timedelta | None) -> float | None:
@@ -262,23 +290,6 @@ def _details(item: _Decided) -> dict[str, Any]:
     if row.retry_after is not None and item.status == Job.Status.SCHEDULED:
         details["retry_in_s"] = round(row.retry_after.total_seconds(), 3)
     return details
-
-
-def requeue_if_answered(cursor: CursorWrapper, job_ids: Sequence[UUID]) -> None:
-    """Queue those waiting jobs that have no open question (all were answered before the wait began)."""
-    cursor.execute(
-        """
-        WITH done AS (
-            UPDATE jobs_job AS job SET status = 'queued', status_reason = 'answered', last_seq = last_seq + 1
-             WHERE id = ANY(%s) AND status = 'waiting_for_input' AND status_reason = 'question'
-               AND NOT EXISTS (SELECT 1 FROM jobs_question WHERE job_id = job.id AND status = 'open')
-            RETURNING id, attempt, last_seq
-        )
-        INSERT INTO jobs_event (job_id, seq, attempt, at, type, source, level, message)
-        SELECT id, last_seq, attempt, statement_timestamp(), 'job.queued', 'system', 'info', '' FROM done
-        """,
-        [list(job_ids)],
-    )
 
 
 def _insert_stats(cursor: CursorWrapper, decided: Sequence[_Decided]) -> None:

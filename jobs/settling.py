@@ -33,8 +33,10 @@ def settlement(
             to = _to(Attempt.Outcome.COMPLETED, Job.Status.COMPLETED, result=to_json(result))
         case outcomes.Failed():
             to = _failed(outcome, job)
-        case outcomes.Suspended(questions=questions):
-            to = _to(Attempt.Outcome.SUSPENDED, Job.Status.WAITING_FOR_INPUT, "question", questions=questions)
+        case outcomes.Suspended(questions=questions, children=children):
+            reason = "question" if questions else "child_job"
+            waits = {"questions": questions, "children": children}
+            to = _to(Attempt.Outcome.SUSPENDED, Job.Status.WAITING_FOR_INPUT, reason, **waits)
         case outcomes.Cancelled():
             to = _to(Attempt.Outcome.CANCELLED, Job.Status.CANCELLED, "cancelled")
         case outcomes.Lost(reason=reason):
@@ -54,6 +56,7 @@ def settlement(
         job_id=job.id,
         attempt=job.attempt,
         project_id=job.project_id,
+        parent_id=job.parent_id,
         agent_id=agent.agent_id,
         queue=job.queue,
         next_seq=recorder.next_seq,
@@ -77,7 +80,7 @@ def _failed(outcome: outcomes.Failed, job: Claimed) -> dict[str, Any]:
         return _to(Attempt.Outcome.FAILED, Job.Status.FAILED, outcome.code, **changes)
     if failures >= job.max_attempts:
         return _to(Attempt.Outcome.FAILED, Job.Status.FAILED, "attempts_exhausted", **changes)
-    delay = backoff(failures)
+    delay = max(backoff(failures), outcome.retry_after or timedelta())
     return _to(Attempt.Outcome.FAILED, Job.Status.SCHEDULED, "retry_backoff", retry_after=delay, **changes)
 
 

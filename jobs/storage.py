@@ -195,6 +195,20 @@ def _fetched(target: Storage, key: str) -> Iterator[Path]:
         yield Path(copy.name)
 
 
+async def read_text(key: str) -> str | None:
+    """Stored bytes as UTF-8 text, or None if they are none. Raises BlobMissing, StorageFailed."""
+
+    def read() -> str | None:
+        with local_file(key) as path:
+            data = path.read_bytes()
+        try:
+            return None if b"\x00" in data else data.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            return None
+
+    return await asyncio.to_thread(read)
+
+
 def delete(keys: Iterable[str]) -> None:
     """Forget stored bytes; those that are gone already are no error."""
     target = storage()

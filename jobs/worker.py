@@ -34,6 +34,7 @@ from jobs.execution import attempt, outcomes
 from jobs.execution.outcomes import Outcome
 from jobs.execution.ports import AgentSpec, AttemptControl, LeaseLostError
 from jobs.notifying.courier import Courier
+from jobs.platform import JobPlatform
 from jobs.queries import WorkerLeaseLost
 from jobs.recorder import AttemptRecorder, Clock, Writer
 from jobs.sandboxes.base import Provider, ProviderHealth
@@ -516,7 +517,8 @@ class Incarnation:
             return outcomes.Completed({})
         details = await self._in_database(loading.details, entry.job, entry.agent)
         entry.recorder.continue_journal(details.journal)
-        return await attempt.run_attempt(details, entry.recorder, self.provider, entry.control)
+        platform = JobPlatform(entry.job.id, self._in_database)
+        return await attempt.run_attempt(details, entry.recorder, self.provider, entry.control, platform)
 
     def _deadline_timer(self, entry: Running) -> asyncio.TimerHandle | None:
         """A running job's deadline is its lease holder's to enforce."""

@@ -15,18 +15,21 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Seque
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 from jobs.execution import outcomes
 from jobs.execution.attempt import run_attempt
-from jobs.execution.outcomes import Outcome, StepBegin, StepEnd, StoredArtifact
+from jobs.execution.outcomes import ChildSpec, Outcome, StepBegin, StepEnd, StoredArtifact, Used
 from jobs.execution.ports import (
     AgentSpec,
     AttemptControl,
+    ChildRefused,
+    ChildRequest,
     ClaimedJob,
     InputFile,
     Journal,
     JournalStep,
+    KeySpending,
 )
 from jobs.sandboxes.base import (
     CodeResult,
@@ -332,6 +335,7 @@ class Durable:
     artifacts: dict[str, StoredArtifact] = field(default_factory=dict)
     progress: tuple[float | None, str] | None = None
     ends: dict[str, int] = field(default_factory=dict)  # how often each key got a durable end
+    used: Used = field(default_factory=Used)
 
 
 class MemoryRecorder:
@@ -388,6 +392,11 @@ class MemoryRecorder:
         )
         await self._written()
 
+    async def record(self, step: StepEnd, *, used: Used | None = None, model: str = "") -> None:
+        await self.end_step(step)
+        if used is not None:
+            self.durable.used += used
+
     async def add_artifact(self, artifact: StoredArtifact) -> None:
         self.event("artifact.created", message=artifact.name)
         self._write()
@@ -409,6 +418,35 @@ class MemoryRecorder:
         await asyncio.sleep(0)
 
 
+@dataclass
+class MemoryPlatform:
+    """Satisfies `execution.ports.Platform` with what a test writes down."""
+
+    spending: KeySpending | None = None
+    found: list[dict[str, Any]] = field(default_factory=list)
+    prepared: list[ChildRequest] = field(default_factory=list)
+    endings: dict[str, dict[str, Any]] = field(default_factory=dict)  # by the child's task
+    refuses: str = ""
+
+    async def key_spending(self) -> KeySpending | None:
+        return self.spending
+
+    async def find_agents(self, task: str) -> list[dict[str, Any]]:
+        return self.found
+
+    async def prepare_child(self, request: ChildRequest) -> ChildSpec:
+        if self.refuses:
+            raise ChildRefused(self.refuses)
+        self.prepared.append(request)
+        return ChildSpec(
+            request.id, request.key, uuid4(), request.task, request.input, request.files, request.budget, {}
+        )
+
+    async def child_ending(self, child_id: UUID) -> dict[str, Any] | None:
+        task = next((one.task for one in self.prepared if one.id == child_id), "")
+        return self.endings.get(task)
+
+
 class WorkerDied(Exception):
     """The attempt was cut off where a test wanted it."""
 
@@ -427,6 +465,9 @@ class Story:
     more_source: dict[str, str] = field(default_factory=dict)
     kind: str = "python"
     seed: str = ""
+    agent: dict[str, Any] = field(default_factory=dict)  # more of AgentSpec
+    budget: dict[str, Any] | None = None
+    platform: MemoryPlatform = field(default_factory=MemoryPlatform)
     durable: Durable = field(default_factory=Durable)
     attempts: int = 0
     run: Callable[[Coroutine[Any, Any, Outcome]], Outcome] = (
@@ -447,6 +488,7 @@ class Story:
             source={"agent.py": textwrap.dedent(self.source), **self.more_source},
             limits=self.limits,
             output_schema=self.output_schema,
+            **self.agent,
         )
         journal = Journal(steps=tuple(self.durable.steps.values()), answers=dict(self.durable.answers))
         return ClaimedJob(
@@ -460,6 +502,8 @@ class Story:
             journal=journal,
             seed=self.seed,
             artifacts={name: artifact.sha256 for name, artifact in self.durable.artifacts.items()},
+            budget=self.budget,
+            used=self.durable.used,
         )
 
     def attempt(
@@ -499,7 +543,8 @@ class Story:
             assert isinstance(self.provider, PipeProvider)
             provider, wanted = self.provider, kill_after
             recorder.after = lambda count: provider.opened[-1].signal(9) if count == wanted else None
-        running = asyncio.create_task(run_attempt(self.claimed(), recorder, self.provider, self.control))
+        attempt = run_attempt(self.claimed(), recorder, self.provider, self.control, self.platform)
+        running = asyncio.create_task(attempt)
         self.running = running
         beside = asyncio.create_task(meanwhile(self, recorder)) if meanwhile else None
         try:

@@ -6,6 +6,7 @@ from contextlib import ExitStack
 
 from jobs import failpoints
 from jobs.execution import layout
+from jobs.execution.llm import agent as llm_agent
 from jobs.execution.outcomes import (
     Cancelled,
     Completed,
@@ -17,7 +18,7 @@ from jobs.execution.outcomes import (
     Suspended,
     Unavailable,
 )
-from jobs.execution.ports import AttemptControl, ClaimedJob, LeaseLostError, Recorder
+from jobs.execution.ports import AttemptControl, ClaimedJob, LeaseLostError, Platform, Recorder
 from jobs.execution.python_agent import Program
 from jobs.execution.waiting import first, stop
 from jobs.sandboxes.base import (
@@ -41,7 +42,7 @@ MOST_INSTALLER_LINES = 200
 
 
 async def run_attempt(
-    job: ClaimedJob, recorder: Recorder, provider: Provider, control: AttemptControl
+    job: ClaimedJob, recorder: Recorder, provider: Provider, control: AttemptControl, platform: Platform
 ) -> Outcome:
     """Run the job once. Whatever agents, sandboxes and storages can do is an outcome; only our own faults raise.
 
@@ -52,6 +53,8 @@ async def run_attempt(
         match job.agent.kind:
             case "python":
                 outcome = await _python(job, recorder, provider, control)
+            case "llm":
+                outcome = await llm_agent.run(job, recorder, provider, control, platform)
             case kind:
                 outcome = Failed(
                     "unknown_kind", f"This worker runs no agents of kind {kind}.", retryable=False

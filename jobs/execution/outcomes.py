@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from typing import Any
+from uuid import UUID
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,43 @@ class StepEnd:
 
 
 @dataclass(frozen=True)
+class Used:
+    """What something used of models and sandboxes."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cost_usd: float = 0.0  # of what has a known price
+    sandbox_seconds: float = 0.0
+
+    @property
+    def tokens(self) -> int:
+        """Both ways."""
+        return self.input_tokens + self.output_tokens
+
+    def __add__(self, other: "Used") -> "Used":
+        return Used(
+            self.input_tokens + other.input_tokens,
+            self.output_tokens + other.output_tokens,
+            self.cost_usd + other.cost_usd,
+            self.sandbox_seconds + other.sandbox_seconds,
+        )
+
+
+@dataclass(frozen=True)
+class ChildSpec:
+    """A job that a job starts, its agent already found and its input checked."""
+
+    id: UUID
+    key: str  # the journal entry that waits for its end
+    agent_version_id: UUID
+    task: str
+    input: dict[str, Any]
+    files: tuple[str, ...]  # names of the parent's input files
+    budget: dict[str, Any] | None
+    explanation: dict[str, Any]  # why this agent
+
+
+@dataclass(frozen=True)
 class QuestionSpec:
     """A question for a person, checked. `schema` is the JSON Schema that an answer must meet."""
 
@@ -93,6 +131,7 @@ class Failed:
     remedy: str = ""
     retryable: bool = True
     data: dict[str, Any] = field(default_factory=dict)  # traceback, last lines, … for whoever looks closer
+    retry_after: timedelta | None = None  # an outside service asked for this much patience
 
     def as_json(self) -> dict[str, Any]:
         """As it is kept with the attempt and the job."""
@@ -102,9 +141,10 @@ class Failed:
 
 @dataclass(frozen=True)
 class Suspended:
-    """The agent asked and waits for the answers; nothing of it is held here."""
+    """The agent waits for answers, or for jobs that it starts with this; nothing of it is held here."""
 
-    questions: tuple[QuestionSpec, ...]
+    questions: tuple[QuestionSpec, ...] = ()
+    children: tuple[ChildSpec, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 from uuid import UUID
 
-from jobs.execution.outcomes import StepBegin, StepEnd, StoredArtifact, StoredFile
+from jobs.execution.outcomes import ChildSpec, StepBegin, StepEnd, StoredArtifact, StoredFile, Used
 
 
 class LeaseLostError(Exception):
@@ -25,6 +25,11 @@ class AgentSpec:
     requirements: tuple[str, ...] = ()
     limits: Mapping[str, Any] = field(default_factory=dict)  # names of sandboxes.base.Limits
     output_schema: Mapping[str, Any] | None = None
+    # Of kind llm:
+    instructions: str = ""
+    model: str = ""  # empty: the configured one
+    tools: tuple[str, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)  # see agents/cards.py
 
 
 @dataclass(frozen=True)
@@ -80,6 +85,8 @@ class ClaimedJob:
     logged_lines: int = 0  # by earlier attempts: caps hold per job
     logged_bytes: int = 0
     parked: str = ""  # provider:ref of the sandbox in which the last attempt began to wait
+    budget: Mapping[str, Any] | None = None  # {"cost_usd", "tokens", "on_exceeded"}
+    used: Used = field(default_factory=Used)  # so far, with all jobs that it started
 
 
 @dataclass
@@ -120,5 +127,50 @@ class Recorder(Protocol):
     async def end_step(self, step: StepEnd) -> None:
         """Durable on return."""
 
+    async def record(self, step: StepEnd, *, used: Used | None = None, model: str = "") -> None:
+        """An entry that begins and ends at once, and what it used. Durable on return."""
+
     async def add_artifact(self, artifact: StoredArtifact) -> None:
         """Durable on return."""
+
+
+@dataclass(frozen=True)
+class KeySpending:
+    """The budget of the key that submitted the job, and what its jobs have used of it this month."""
+
+    budget: Mapping[str, Any]  # {"cost_usd", "tokens"}, either may be missing
+    used: Used
+
+
+@dataclass(frozen=True)
+class ChildRequest:
+    """What a model wants another agent to do."""
+
+    id: UUID
+    key: str
+    task: str
+    agent: str | None  # slug or slug@version; None: discovery picks
+    input: dict[str, Any]
+    files: tuple[str, ...]
+    budget: dict[str, Any] | None
+    before: int = 0  # others that are about to be started with it
+
+
+class ChildRefused(Exception):
+    """No such job may be started; the message is for the model."""
+
+
+class Platform(Protocol):
+    """What of the platform a model may use through its job: always with the rights of the job's own caller."""
+
+    async def key_spending(self) -> KeySpending | None:
+        """None where the key has no budget."""
+
+    async def find_agents(self, task: str) -> list[dict[str, Any]]:
+        """The agents that could do this, best first."""
+
+    async def prepare_child(self, request: ChildRequest) -> ChildSpec:
+        """Find the agent and check the request. Raises ChildRefused."""
+
+    async def child_ending(self, child_id: UUID) -> dict[str, Any] | None:
+        """How a child has ended, for the model: status, result, error, artifacts. None while it has not, or is not."""
