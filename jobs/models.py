@@ -485,7 +485,7 @@ class Usage(models.Model):
     model = models.TextField(default="")
     input_tokens = models.BigIntegerField(default=0)
     output_tokens = models.BigIntegerField(default=0)
-    cost_usd = models.FloatField(default=0)  # 0 too where the model's price is not known
+    cost_usd = models.FloatField(null=True)  # null: the model's price is not known
     sandbox_seconds = models.FloatField(default=0)
     at = models.DateTimeField()
 

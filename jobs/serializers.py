@@ -13,6 +13,8 @@ from rest_framework import serializers
 
 from engine.outgoing import AddressRefused, check_url
 from engine.serializers import StrictSerializer
+from jobs import usage
+from jobs.execution.outcomes import Used
 from jobs.models import Artifact, Attempt, Job, Question
 
 # The longest of anything that is stored with a job row.
@@ -299,10 +301,15 @@ class ArtifactSerializer(serializers.Serializer[Any]):
 
 
 class UsageSerializer(serializers.Serializer[Any]):
-    """What a job has used so far: attempts that have ended."""
+    """What a job has used so far: attempts that have ended, and the model's replies."""
 
     attempts = serializers.IntegerField()
     run_seconds = serializers.FloatField()
+    sandbox_seconds = serializers.FloatField()
+    input_tokens = serializers.IntegerField()
+    output_tokens = serializers.IntegerField()
+    tokens = serializers.IntegerField(help_text="Both together: what budgets count.")
+    cost_usd = serializers.FloatField(allow_null=True, help_text="Null: a model's price is not known.")
 
 
 class JobLinksSerializer(serializers.Serializer[Any]):
@@ -311,6 +318,7 @@ class JobLinksSerializer(serializers.Serializer[Any]):
     self = serializers.CharField()
     logs = serializers.CharField()
     artifacts = serializers.CharField()
+    transcript = serializers.CharField(help_text="The conversation of an llm agent; empty for others.")
     respond = serializers.CharField()
     events = serializers.CharField()
 
@@ -369,6 +377,7 @@ def job_summary(job: Job) -> dict[str, Any]:
             "self": url,
             "logs": f"{url}/logs",
             "artifacts": f"{url}/artifacts",
+            "transcript": f"{url}/transcript",
             "respond": f"{url}/respond",
             "events": f"/ws/v1/jobs/{job.id}",
         },
@@ -443,9 +452,7 @@ class JobSerializer(JobSummarySerializer):
     @extend_schema_field(UsageSerializer)
     def get_usage(self, job: Job) -> dict[str, Any]:
         """Only what has ended: it is the same at each look, so that the ETag is."""
-        spans = [attempt.ended_at - attempt.started_at for attempt in self.past if attempt.ended_at]
-        seconds = sum((span.total_seconds() for span in spans), 0.0)
-        return {"attempts": len(spans), "run_seconds": round(seconds, 3)}
+        return usage_of(job, self.past)
 
     @extend_schema_field(InputFileSerializer(many=True))
     def get_input_files(self, job: Job) -> Any:
@@ -460,6 +467,23 @@ class JobSerializer(JobSummarySerializer):
         if not job.attempt:
             return []
         return ArtifactSerializer(job.artifacts.order_by("id")[:200], many=True).data
+
+
+def usage_of(job: Job, attempts: list[Attempt]) -> dict[str, Any]:
+    """What a job has used. A python agent holds its sandbox for as long as it runs."""
+    ended = [(one, (one.ended_at - one.started_at).total_seconds()) for one in attempts if one.ended_at]
+    thinks = job.agent_version is not None and job.agent_version.kind == "llm" and job.attempt > 0
+    used = usage.of_job(job.id) if thinks else Used()
+    held = sum(seconds for attempt, seconds in ended if attempt.sandbox)
+    return {
+        "attempts": len(ended),
+        "run_seconds": round(sum(seconds for _, seconds in ended), 3),
+        "sandbox_seconds": round(used.sandbox_seconds if thinks else held, 3),
+        "input_tokens": used.input_tokens,
+        "output_tokens": used.output_tokens,
+        "tokens": used.tokens,
+        "cost_usd": None if used.unpriced_tokens else round(used.cost_usd, 6),
+    }
 
 
 def attempts_of(job: Job) -> list[Attempt]:

@@ -2,7 +2,7 @@
 
 from django.urls import path, re_path
 
-from jobs import control_views, views
+from jobs import control_views, transcript_views, views
 from jobs.notifying import views as webhooks
 from jobs.serializers import QUEUE_NAME
 
@@ -13,6 +13,7 @@ urlpatterns = [
     path("jobs/<uuid:job_id>/checkpoints", control_views.CheckpointsView.as_view()),
     path("jobs/<uuid:job_id>/retry", control_views.RetryView.as_view()),
     path("jobs/<uuid:job_id>/fork", control_views.ForkView.as_view()),
+    path("jobs/<uuid:job_id>/transcript", transcript_views.TranscriptView.as_view()),
     path("jobs/<uuid:job_id>/logs", views.LogsView.as_view()),
     path("jobs/<uuid:job_id>/artifacts", views.ArtifactsView.as_view()),
     path("jobs/<uuid:job_id>/artifacts/<uuid:artifact_id>", views.ArtifactView.as_view()),

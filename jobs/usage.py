@@ -16,8 +16,9 @@ from jobs.models import Job
 KEPT_DAYS = 400
 
 _SUMS = """
-coalesce(sum(input_tokens), 0), coalesce(sum(output_tokens), 0), coalesce(sum(cost_usd), 0),
-coalesce(sum(sandbox_seconds), 0)
+coalesce(sum(input_tokens), 0)::bigint, coalesce(sum(output_tokens), 0)::bigint, coalesce(sum(cost_usd), 0),
+coalesce(sum(sandbox_seconds), 0),
+coalesce(sum(input_tokens + output_tokens) FILTER (WHERE cost_usd IS NULL), 0)::bigint
 """
 
 
@@ -59,7 +60,7 @@ def insert(cursor: CursorWrapper, worker_id: UUID, rows: Sequence[UsageRow], *, 
                 "models": [row.model for row in rows],
                 "inputs": [row.used.input_tokens for row in rows],
                 "outputs": [row.used.output_tokens for row in rows],
-                "costs": [row.used.cost_usd for row in rows],
+                "costs": [None if row.used.unpriced_tokens else row.used.cost_usd for row in rows],
                 "seconds": [row.used.sandbox_seconds for row in rows],
             },
         )

@@ -19,18 +19,22 @@ from jobs.admin.answer_forms import AnswerForm
 from jobs.admin.previews import previews
 from jobs.errors import InvalidAnswer
 from jobs.models import Job, Question, Worker
+from jobs.serializers import attempts_of, usage_of
+from jobs.transcripts import transcript
 
 PARTS = {
     "job-head": "jobs/job/head.html",
     "job-questions": "jobs/job/questions.html",
     "job-outcome": "jobs/job/outcome.html",
     "job-artifacts": "jobs/job/artifacts.html",
+    "job-conversation": "jobs/job/conversation.html",
     "job-facts": "jobs/job/facts.html",
     "job-history": "jobs/job/history.html",
 }
 RETRYABLE = (Job.Status.FAILED, Job.Status.CANCELLED)
 # What one page shows of each; the raw events have the rest.
 MOST_ATTEMPTS, MOST_STEPS, MOST_QUESTIONS, MOST_ARTIFACTS = 50, 200, 50, 200
+MOST_REPLIES = 100
 
 
 @require_GET
@@ -137,6 +141,7 @@ def _context(request: HttpRequest, job: Job, *, form: AnswerForm | None = None) 
     by = acting(request, Scope.JOBS_READ)
     questions = list(job.questions.order_by("-id")[:MOST_QUESTIONS])
     attempts = list(job.attempts.order_by("-number")[:MOST_ATTEMPTS])
+    conversation, goes_on = transcript(job, limit=MOST_REPLIES)
     return {
         "now": services.database_time(),
         "job": job,
@@ -149,6 +154,9 @@ def _context(request: HttpRequest, job: Job, *, form: AnswerForm | None = None) 
         ],
         "closed_questions": [question for question in questions if question.status != Question.Status.OPEN],
         "attempts": attempts,
+        "conversation": conversation,
+        "conversation_goes_on": goes_on,
+        "usage": usage_of(job, attempts_of(job)),
         "worker": Worker.objects.filter(id=job.worker_id).first() if job.worker_id else None,
         "steps": list(job.steps.order_by("ordinal", "key")[:MOST_STEPS]),
         "artifacts": previews(job.artifacts.order_by("name")[:MOST_ARTIFACTS]),

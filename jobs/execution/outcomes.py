@@ -68,6 +68,7 @@ class Used:
     output_tokens: int = 0
     cost_usd: float = 0.0  # of what has a known price
     sandbox_seconds: float = 0.0
+    unpriced_tokens: int = 0  # of models whose price is not known
 
     @property
     def tokens(self) -> int:
@@ -80,6 +81,7 @@ class Used:
             self.output_tokens + other.output_tokens,
             self.cost_usd + other.cost_usd,
             self.sandbox_seconds + other.sandbox_seconds,
+            self.unpriced_tokens + other.unpriced_tokens,
         )
 
 

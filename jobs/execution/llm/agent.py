@@ -5,18 +5,14 @@ the first one from an empty journal, another after a crash, an answer, a child's
 """
 
 import asyncio
-import json
-import re
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
-from typing import Any
 
 from django.conf import settings
 
 from jobs.execution import layout
-from jobs.execution.llm import budget, prompts, transcript
+from jobs.execution.llm import budget, prompts, transcript, verdicts
 from jobs.execution.llm.calls import Calls
 from jobs.execution.llm.client import Client, Listener, ModelRefused, ModelUnavailable, Request
 from jobs.execution.llm.replies import Reply
@@ -39,14 +35,12 @@ from jobs.execution.outcomes import (
 from jobs.execution.ports import AttemptControl, ClaimedJob, LeaseLostError, Platform, Recorder
 from jobs.execution.waiting import first, stop
 from jobs.sandboxes.base import Provider
-from jobs.schemas import faults
 
 DEFAULT_MOST_STEPS = 50
 # In a row: a model that does not find back by itself does not find back.
 MOST_MALFORMED = 3
 MOST_EMPTY = 3
 MOST_REPAIRS = 1
-_FENCED = re.compile(r"\s*```[A-Za-z]*\s*\n(.*?)\n?```\s*", re.DOTALL)
 
 
 async def run(
@@ -197,10 +191,10 @@ class Conversation:
         schema = self._job.agent.output_schema
         if not schema:
             return Completed(reply.text.strip())
-        value, wrong = _result_in(reply.text, dict(schema))
+        value, wrong = verdicts.result_in(reply.text, schema)
         if not wrong:
             return Completed(value)
-        if sum(kind == "repair" for kind in self._feedback_kinds()) < MOST_REPAIRS:
+        if sum(verdicts.is_repair(turn) for turn in self._turns[:-1]) < MOST_REPAIRS:
             return prompts.repair(wrong)
         return Failed(
             "invalid_result",
@@ -209,26 +203,6 @@ class Conversation:
             retryable=False,
             data={"reply": reply.text[:2000]},
         )
-
-    def _feedback_kinds(self) -> list[str]:
-        """What the model was told after each earlier reply without a call."""
-        return [
-            "repair" if turn.reply.text.strip() else "empty"
-            for turn in self._turns[:-1]
-            if not turn.reply.calls
-        ]
-
-    def _feedback(self) -> dict[int, str]:
-        """The user messages after replies without a call, by the reply's number."""
-        schema = dict(self._job.agent.output_schema or {})
-        told = {}
-        for turn in self._turns:
-            if not turn.reply.calls:
-                text = turn.reply.text
-                told[turn.number] = (
-                    prompts.repair(_result_in(text, schema)[1]) if text.strip() else prompts.EMPTY
-                )
-        return told
 
     # --- limits ---
 
@@ -279,7 +253,9 @@ class Conversation:
         request = Request(
             number=number,
             model=self._model,
-            messages=transcript.messages(self._opening, self._turns, self._feedback()),
+            messages=transcript.messages(
+                self._opening, self._turns, verdicts.feedback(self._turns, self._job.agent.output_schema)
+            ),
             tools=[tool.as_json() for tool in self._tools.values()],
             temperature=self._job.agent.settings.get("temperature"),
         )
@@ -313,27 +289,13 @@ class Conversation:
         for limit in warnings:
             message = f"{limit.told()}: {limit.used / limit.most if limit.most else 1:.0%}."
             self._recorder.event("budget.warning", message=message, level="warning", data=limit.as_json())
-        used = Used(reply.input_tokens, reply.output_tokens, reply.cost_usd or 0.0)
+        used = Used(
+            reply.input_tokens,
+            reply.output_tokens,
+            reply.cost_usd or 0.0,
+            unpriced_tokens=reply.input_tokens + reply.output_tokens if reply.cost_usd is None else 0,
+        )
         step = StepBegin(key, "value", "")
         await self._recorder.record(StepEnd(step, value=reply.as_json()), used=used, model=self._model)
         self._ended[key] = reply.as_json()
         self._turns.append(transcript.Turn(number, reply))
-
-
-def _result_in(text: str, schema: Mapping[str, Any]) -> tuple[Any, str]:
-    """The JSON value in a reply, and what is wrong with it; a schema for text takes the text itself."""
-    fenced = _FENCED.fullmatch(text) or _FENCED.search(text)
-    first_wrong = ""
-    for candidate in filter(None, (text, fenced and fenced[1])):
-        try:
-            value = json.loads(candidate)
-        except (ValueError, RecursionError):
-            first_wrong = first_wrong or "it is no JSON value"
-            continue
-        wrong = faults(value, dict(schema))
-        if not wrong:
-            return value, ""
-        first_wrong = f"{wrong[0]['pointer'] or 'the value as a whole'}: {wrong[0]['detail']}"
-    if not faults(text.strip(), dict(schema)):
-        return text.strip(), ""
-    return None, first_wrong

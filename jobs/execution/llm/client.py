@@ -13,6 +13,7 @@ import random
 import re
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -192,6 +193,13 @@ class Client:
         if self._openai is None:
             self._openai = await asyncio.to_thread(_connect, self.base_url)  # importing it takes 0.6 s
         return self._openai
+
+
+def warm_up() -> None:
+    """Import the client before the first job, where a model is configured: later it would hold up running jobs."""
+    if settings.OPENAI_API_KEY or settings.OPENAI_BASE_URL:
+        with suppress(ImportError):
+            import openai  # noqa: F401
 
 
 def _connect(base_url: str) -> "AsyncOpenAI":

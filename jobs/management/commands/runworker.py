@@ -8,6 +8,7 @@ from django.core.management.base import BaseCommand, CommandParser
 
 from engine import collector
 from engine.database import refuse_risky_durability
+from jobs.execution.llm.client import warm_up
 from jobs.sandboxes.registry import provider_from_settings
 from jobs.worker import ALL_QUEUES, Options, Worker
 
@@ -40,6 +41,7 @@ class Command(BaseCommand):
             listen=not options["no_listen"],
         )
         refuse_risky_durability()
+        warm_up()
         collector.calm()
         asyncio.run(_work(chosen))
 
