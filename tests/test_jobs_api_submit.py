@@ -13,7 +13,7 @@ from django.db import OperationalError
 from django.utils import timezone
 from rest_framework.test import APIClient
 
-from jobs import storage, wakeups
+from jobs import storage, uploads, wakeups
 from jobs.models import InputFile, Job
 from tests.factories import make_key
 from tests.jobs import make_version
@@ -305,6 +305,16 @@ def test_files_stay_when_the_job_was_committed_and_its_caller_never_heard(
 
     assert response.status_code >= 500
     assert stored_keys() == [InputFile.objects.get().storage_key]
+
+
+def test_files_stay_when_nobody_can_tell_whether_the_job_was_committed(client: APIClient) -> None:
+    with (
+        pytest.raises(OperationalError),
+        uploads.stored([csv()], project_id=uuid4(), job_id=uuid4()),
+    ):
+        raise OperationalError("the connection was lost")
+
+    assert len(stored_keys()) == 1
 
 
 def test_files_of_a_repeated_request_are_kept_once(client: APIClient) -> None:
