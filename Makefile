@@ -4,7 +4,7 @@ BIN := .venv/bin
 LOCK := $(BIN)/uv pip compile --universal --generate-hashes --no-header --python-version 3.11 --quiet
 export PYTHON
 
-.PHONY: run install test lint bench lock
+.PHONY: run install test lint bench lock chaos drain guards
 
 run:
 	@requirements/install runtime
@@ -38,3 +38,25 @@ lock:
 	$(LOCK) requirements/bubblewrap.in -o requirements/bubblewrap.lock
 	$(LOCK) requirements/uv.in -o requirements/uv.lock
 	$(LOCK) requirements/peers.in -o requirements/peers.lock
+
+# Drills: docs/chaos.md says what they count. Their load and their faults are options, here with their defaults.
+JOBS ?= 6000
+KILLS ?= 200
+RESTARTS ?= 30
+WORKERS ?= 4
+MINUTES ?= 25
+chaos:
+	@requirements/install test
+	@$(BIN)/python manage.py build_runtime
+	@exec $(BIN)/python -m drills.chaos --jobs $(JOBS) --kills $(KILLS) --restarts $(RESTARTS) --workers $(WORKERS) \
+		--minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
+
+drain:
+	@requirements/install test
+	@$(BIN)/python manage.py build_runtime
+	@exec $(BIN)/python -m drills.drain $(if $(SEED),--seed $(SEED))
+
+guards:
+	@requirements/install test
+	@$(BIN)/python manage.py build_runtime
+	@exec $(BIN)/python -m drills.guards

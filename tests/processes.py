@@ -119,11 +119,12 @@ class Instance:
         assert finished.returncode == 0 or not check, finished.stdout + finished.stderr
         return finished
 
-    def start(self, *arguments: str) -> Program:
-        """Start a command."""
+    def start(self, *arguments: str, **environment: str) -> Program:
+        """Start a command, with more in its environment if that is given."""
         name = f"{len(self.programs)}-{arguments[0]}"
         log = self.logs / f"{name}.log"
-        program = Program(name, [sys.executable, "manage.py", *arguments], self.env, log)
+        command = [sys.executable, "manage.py", *arguments]
+        program = Program(name, command, self.env | environment, log)
         self.programs.append(program)
         return program
 
