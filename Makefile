@@ -4,7 +4,7 @@ BIN := .venv/bin
 LOCK := $(BIN)/uv pip compile --universal --generate-hashes --no-header --python-version 3.11 --quiet
 export PYTHON
 
-.PHONY: run install test lint bench lock chaos drain guards
+.PHONY: run install test lint bench lock chaos drain guards drill-people
 
 run:
 	@requirements/install runtime
@@ -60,3 +60,9 @@ guards:
 	@requirements/install test
 	@$(BIN)/python manage.py build_runtime
 	@exec $(BIN)/python -m drills.guards
+
+# A job with steps, `once` steps and a question, its worker killed at every 25 ms of its life.
+drill-people:
+	@requirements/install test
+	@$(BIN)/python manage.py build_runtime
+	@exec $(BIN)/python -m drills.people

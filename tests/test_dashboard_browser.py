@@ -5,16 +5,19 @@ import shutil
 import struct
 import zlib
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from django.contrib.auth.models import User
 from django.contrib.sessions.models import Session
 from django.test import Client
+from django.utils import timezone
 from playwright.sync_api import Browser, BrowserContext, Page, WebSocketRoute, expect, sync_playwright
 
 from apikeys.models import ApiKey
 from jobs.models import Job
+from jobs.notifying import links
 from tests.dashboard import asking, completed, make_artifact, make_person, sole_question
 from tests.factories import make_key, make_project
 from tests.jobs import log_line, make_job, make_version, make_worker, write
@@ -482,6 +485,26 @@ def test_no_page_scrolls_sideways_on_a_phone(visitors: Any) -> None:
     for address in [*PAGES, *(f"/admin/jobs/job/{one.id}/" for one in (job, waiting))]:
         visitor.open(address)
         assert visitor.page.evaluate("document.documentElement.scrollWidth") <= 360, address
+
+
+def test_an_answer_link_is_answered_without_an_account(visitors: Any, server: Instance) -> None:
+    job = asking(None, {"prompt": HOSTILE, "kind": "choice", "choices": ["a", HOSTILE], "schema": {}})
+    expires_at = timezone.now() + timedelta(hours=1)
+    link = links.token(links.AnswerLink(sole_question(job).id, "ann@example.org", expires_at))
+    visitor = visitors("ada", viewport={"width": 360, "height": 780})
+    visitor.context.clear_cookies()
+
+    page = visitor.open(f"/answer/{link}")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    page.get_by_label("a", exact=True).check()
+    page.get_by_role("button", name="Answer").click()
+    expect(page.get_by_role("heading", name="Thank you, your answer is stored")).to_be_visible()
+    visitor.open(f"/answer/{link}")
+    expect(page.get_by_role("heading", name="The question has been answered already")).to_be_visible()
+
+    assert page.evaluate("typeof hacked") == "undefined"
+    assert [fault for fault in visitor.faults if "409" not in fault] == []
+    assert job.questions.get().answered_by == "link:ann@example.org"
 
 
 def test_the_navigation_is_reached_by_keyboard(visitors: Any) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
+from drills.people import Drill
 from tests.processes import Instance, copy_home, eventually
 from tests.receivers import LOOPBACK, Receiver, receiving
 from tests.test_end_to_end import FINAL, LEASE, Client, Site, assert_history_is_sound, runtime
@@ -202,3 +203,16 @@ def test_webhooks_outlive_the_workers_that_send_them(site: Site, receiver: Recei
     assert sorted(told.values()) == sorted(ids)
     assert all(call.is_signed_by(endpoint["secret"]) for call in receiver.calls)
     assert time.monotonic() - started < 75
+
+
+def test_a_worker_may_be_killed_at_any_moment(site: Site) -> None:
+    """The short form of `make drill-people`."""
+    drill = Drill(site.instance, site.instance.key())
+    drill.prepare()
+
+    length = drill.walk(None)
+    for part in (0.2, 0.4, 0.6, 0.8):
+        drill.walk(length * part)
+    drill.close()
+
+    assert sum(drill.seen.killed_while.values()) == 4
