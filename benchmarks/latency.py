@@ -24,7 +24,7 @@ from benchmarks.support import (  # first: it sets Django up
 # isort: split
 
 
-from django.db import connection, transaction
+from django.db import transaction
 
 from apikeys.callers import Caller
 from apikeys.models import Project
@@ -58,7 +58,6 @@ async def pickups(number: int, *, listen: bool) -> list[float]:
             while job not in began:
                 await asyncio.sleep(0.001)
             taken.append((began[job] - committed) * 1000)
-    await asyncio.to_thread(connection.close)
     return taken
 
 

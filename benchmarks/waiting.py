@@ -72,7 +72,6 @@ async def beside() -> tuple[list[float], int, int, float]:
                 await asyncio.sleep(0.001)
             taken.append((began[job] - committed) * 1000)
         held, connections = await asyncio.to_thread(_held)
-    await asyncio.to_thread(connection.close)
     return taken, held, connections, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
