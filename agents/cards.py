@@ -96,6 +96,12 @@ CARD_SCHEMA: dict[str, Any] = {
             disk_mb={"type": "integer", "minimum": 1, "maximum": 65_536},
             processes={"type": "integer", "minimum": 1, "maximum": 1024},
             allow_hosts=_list({"type": "string", "pattern": HOST_PATTERN, "maxLength": 255}, 50, unique=True),
+            retry=_object(
+                max_attempts={"type": "integer", "minimum": 1, "maximum": 20},
+                backoff_s={"type": "number", "minimum": 0.1, "maximum": 86_400},
+                backoff_factor={"type": "number", "minimum": 1, "maximum": 10},
+                max_backoff_s={"type": "number", "minimum": 0.1, "maximum": 86_400},
+            ),
         ),
         requirements=_list({"type": "string", "pattern": REQUIREMENT_PATTERN, "maxLength": 200}, 50),
         source={

@@ -75,7 +75,7 @@ def _row(request: "JobRequest", birth: "Birth", explanations: dict[int, str]) ->
         "priority": request.priority,
         "credit": Job.CREDIT_SECONDS[request.priority],
         "run_at": request.run_at,
-        "max_attempts": request.max_attempts,
+        "max_attempts": birth.max_attempts(request),
         "timeout": request.timeout_seconds,
         "deadline": request.deadline_at,
         "tags": request.tags,

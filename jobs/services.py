@@ -30,6 +30,7 @@ from jobs.errors import (
 )
 from jobs.models import InputFile, Job, Question
 from jobs.notifying import links
+from jobs.retries import RetryPolicy
 from jobs.schemas import faults
 
 # The journal key of the question that a weak match asks; agents' own keys never begin with a dot.
@@ -59,7 +60,7 @@ class JobRequest:
     run_at: datetime | None = None
     timeout_seconds: int | None = None
     deadline_at: datetime | None = None
-    max_attempts: int = 3
+    max_attempts: int | None = None  # None: as the agent says
     queue: str = "default"
     tags: list[str] = field(default_factory=list)
     metadata: dict[str, Any] = field(default_factory=dict)
@@ -79,6 +80,11 @@ class Birth:
     reason: str = ""
     explanation: dict[str, Any] | None = None
     candidates: tuple[str, ...] = ()
+
+    def max_attempts(self, request: "JobRequest") -> int:
+        """The caller's word, the agent's, or ours."""
+        limits = self.version.limits if self.version else {}
+        return request.max_attempts or RetryPolicy.of(limits).max_attempts
 
     @property
     def error(self) -> dict[str, Any] | None:
@@ -211,7 +217,7 @@ def _born(request: JobRequest, birth: Birth, *, by: Caller, project: Project, at
         priority=request.priority,
         sort_at=sort_time(due, request.priority),
         run_at=request.run_at,
-        max_attempts=request.max_attempts,
+        max_attempts=birth.max_attempts(request),
         timeout_seconds=request.timeout_seconds,
         deadline_at=request.deadline_at,
         tags=request.tags,

@@ -89,7 +89,10 @@ def lock(cursor: CursorWrapper, worker_id: UUID, rows: Collection[Settlement]) -
 
 
 def _keys(rows: Collection[Settlement]) -> dict[str, str]:
-    return {"jobs": plain_array(row.job_id for row in rows), "attempts": plain_array(row.attempt for row in rows)}
+    return {
+        "jobs": plain_array(row.job_id for row in rows),
+        "attempts": plain_array(row.attempt for row in rows),
+    }
 
 
 def settle(
@@ -309,7 +312,14 @@ def _insert_stats(cursor: CursorWrapper, decided: Sequence[_Decided]) -> None:
                 wait_ms, run_ms, wait_histogram, run_histogram)
             VALUES (to_timestamp(%s), %s, %s, %s, %s, %s, %s, %s, %s, %s::int[], %s::int[])
             """,
-            [*group, len(rows), sum(waits), sum(runs), plain_array(_histogram(waits)), plain_array(_histogram(runs))],
+            [
+                *group,
+                len(rows),
+                sum(waits),
+                sum(runs),
+                plain_array(_histogram(waits)),
+                plain_array(_histogram(runs)),
+            ],
         )
 
 

@@ -1,6 +1,5 @@
 """Where a job goes when one of its attempts has ended."""
 
-import random
 from datetime import timedelta
 from typing import Any
 
@@ -11,16 +10,8 @@ from jobs.execution.ports import AgentSpec
 from jobs.models import Attempt, Job
 from jobs.queries import MOST_LOSSES
 from jobs.recorder import AttemptRecorder, Clock, to_json
+from jobs.retries import RetryPolicy
 from jobs.settlements import Settlement
-
-# Retry n waits 2^n seconds, at most this, plus up to a tenth so that failures do not return together.
-MOST_BACKOFF_SECONDS = 1_024
-
-
-def backoff(failures: int) -> timedelta:
-    """How long the next attempt waits after this many failures: 2^n seconds capped, plus up to 10% jitter."""
-    seconds = min(2.0 ** min(failures, 30), MOST_BACKOFF_SECONDS)
-    return timedelta(seconds=seconds * (1 + random.random() / 10))  # noqa: S311 (jitter, not a secret)
 
 
 def settlement(
@@ -32,7 +23,7 @@ def settlement(
         case outcomes.Completed(result=result):
             to = _to(Attempt.Outcome.COMPLETED, Job.Status.COMPLETED, result=to_json(result))
         case outcomes.Failed():
-            to = _failed(outcome, job)
+            to = _failed(outcome, job, RetryPolicy.of(agent.limits))
         case outcomes.Suspended(questions=questions, children=children):
             reason = "question" if questions else "child_job"
             waits = {"questions": questions, "children": children}
@@ -72,7 +63,7 @@ def _to(outcome: Attempt.Outcome, status: Job.Status, reason: str = "", **change
     return {"outcome": outcome, "status": status, "reason": reason, **changes}
 
 
-def _failed(outcome: outcomes.Failed, job: Claimed) -> dict[str, Any]:
+def _failed(outcome: outcomes.Failed, job: Claimed, policy: RetryPolicy) -> dict[str, Any]:
     error = outcome.as_json()
     failures = job.failed_count + 1
     changes = {"error": error, "counts_as_failure": True}
@@ -80,7 +71,7 @@ def _failed(outcome: outcomes.Failed, job: Claimed) -> dict[str, Any]:
         return _to(Attempt.Outcome.FAILED, Job.Status.FAILED, outcome.code, **changes)
     if failures >= job.max_attempts:
         return _to(Attempt.Outcome.FAILED, Job.Status.FAILED, "attempts_exhausted", **changes)
-    delay = max(backoff(failures), outcome.retry_after or timedelta())
+    delay = max(policy.backoff(failures), outcome.retry_after or timedelta())
     return _to(Attempt.Outcome.FAILED, Job.Status.SCHEDULED, "retry_backoff", retry_after=delay, **changes)
 
 
