@@ -14,7 +14,11 @@ import sys
 import tempfile
 from collections.abc import Iterator
 
-QUICK = {"drain": ["--rounds", "1"], "claims": ["--depths", "1000", "20000", "--held", "5000"]}
+QUICK = {
+    "drain": ["--rounds", "1"],
+    "claims": ["--depths", "1000", "20000", "--held", "5000"],
+    "fairness": ["--backlog", "5000", "--seconds", "5"],
+}
 
 
 @contextlib.contextmanager
@@ -46,7 +50,7 @@ def main() -> None:
         flush=True,
     )
     with redis() as address:
-        for name in ("drain", "latency", "submit", "claims", "logs", "waiting"):
+        for name in ("drain", "latency", "submit", "claims", "fairness", "logs", "waiting"):
             arguments = QUICK.get(name, []) if options.quick else []
             if name == "drain":
                 arguments = [*arguments, "--peers", options.peers, "--redis", address]
