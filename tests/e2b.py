@@ -72,6 +72,6 @@ def e2b_server() -> Iterator[E2BServer]:
                 os.environ[name] = value
 
 
-def e2b_provider(server: E2BServer, folder: Path, **options: Any) -> E2BProvider:
-    """A provider for this server."""
-    return E2BProvider(**{"api_key": server.key, "budget": FreeBudget(), "layer_folder": folder, **options})
+def e2b_provider(key: str, folder: Path, **options: Any) -> E2BProvider:
+    """A provider for the server that the environment leads to."""
+    return E2BProvider(**{"api_key": key, "budget": FreeBudget(), "layer_folder": folder, **options})

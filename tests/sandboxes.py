@@ -61,7 +61,7 @@ def started(name: str, folder: Path) -> "Iterator[Sandboxes]":
         if name == "local":
             running = Sandboxes(local_provider(folder))
         else:
-            running = Sandboxes(e2b_provider(stack.enter_context(e2b_server()), folder))
+            running = Sandboxes(e2b_provider(stack.enter_context(e2b_server()).key, folder))
         stack.callback(running.close)
         assert running.health.ok, running.health
         yield running

@@ -1,6 +1,7 @@
 """The control plane: makes, lists, pauses, resumes and ends sandboxes."""
 
 import asyncio
+import datetime
 import json
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, unquote
@@ -45,7 +46,7 @@ class ControlPlane:
         body = await request.body()
         wanted = read_json(body)
         key = request.headers.get("Idempotency-Key", "")
-        if key in self.keys and self.server.honours_idempotency:
+        if key and key in self.keys and self.server.honours_idempotency:
             old_body, old_id = self.keys[key]
             if json.loads(old_body) != wanted:
                 return problem(422, "the key was used", error_code="idempotency_request_mismatch")
@@ -67,7 +68,9 @@ class ControlPlane:
 
     def prolong(self, machine: Machine, seconds: float) -> None:
         """The plan's longest life cuts what was asked, without a word."""
-        machine.prolong(min(seconds, self.server.longest_seconds))
+        machine.prolong(seconds)
+        longest = datetime.timedelta(seconds=self.server.longest_seconds)
+        machine.end_at = min(machine.end_at, machine.started_at + longest)
 
     async def list(self, request: Request) -> Response:
         wanted = {unquote(k): unquote(v) for k, v in parse_qsl(request.query_params.get("metadata", ""))}

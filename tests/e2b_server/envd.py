@@ -10,13 +10,16 @@ import struct
 from collections.abc import AsyncIterator
 from email import message_from_bytes, policy
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from tests.e2b_server.faults import read_json
 from tests.e2b_server.machine import CHUNK, USER_ID, Machine, Process
+
+if TYPE_CHECKING:
+    from tests.e2b_server.server import E2BServer
 
 SIGNALS = {"SIGNAL_SIGKILL": signal.SIGKILL, "SIGNAL_SIGTERM": signal.SIGTERM}
 STATUS = {
@@ -39,7 +42,7 @@ class ConnectError(Exception):
         return {"code": self.code, "message": str(self)}
 
 
-async def serve(machine: Machine, request: Request) -> Response:
+async def serve(server: "E2BServer", machine: Machine, request: Request) -> Response:
     """Answer one request for this machine."""
     path = request.url.path
     if path == "/health":
@@ -52,7 +55,7 @@ async def serve(machine: Machine, request: Request) -> Response:
     try:
         user = rpc_user(machine, request)
         if (service, method) in (("process.Process", "Start"), ("process.Process", "Connect")):
-            return await stream(machine, request, method, user)
+            return await stream(machine, request, method, user, server.hastens)
         body = read_json(await request.body())
         answer = await UNARY[service, method](machine, body, user)
         return Response(json.dumps(answer), media_type="application/json")
@@ -223,11 +226,11 @@ UNARY = {
 # --- streams ---
 
 
-async def stream(machine: Machine, request: Request, method: str, user: str) -> Response:
+async def stream(machine: Machine, request: Request, method: str, user: str, hastens: float) -> Response:
     """Frames of five bytes and JSON; the last has flag 2 and tells of an error, if there was one."""
     raw = await request.body()
     body = json.loads(raw[5 : 5 + struct.unpack(">I", raw[1:5])[0]])
-    milliseconds = int(request.headers.get("Connect-Timeout-Ms") or 0)
+    seconds = int(request.headers.get("Connect-Timeout-Ms") or 0) / 1000 / hastens
     keepalive = float(request.headers.get("Keepalive-Ping-Interval") or 90)
 
     async def frames() -> AsyncIterator[bytes]:
@@ -244,7 +247,7 @@ async def stream(machine: Machine, request: Request, method: str, user: str) -> 
                 if found is None:
                     raise ConnectError("not_found", "process with that pid not found")
                 process = found
-            async for event in events(machine, process, milliseconds / 1000, keepalive):
+            async for event in events(machine, process, seconds, keepalive):
                 yield frame({"event": event})
             yield frame({}, last=True)
         except ConnectError as error:
@@ -259,36 +262,42 @@ async def events(
     queue = process.subscribe()
     cut = asyncio.Event()
     machine.cuts.add(cut)
+    clock = asyncio.get_running_loop().time
+    deadline = clock() + seconds if seconds else float("inf")
+    getting = asyncio.create_task(queue.get())
     cutting = asyncio.create_task(cut.wait())
-    deadline = asyncio.get_running_loop().time() + seconds if seconds else float("inf")
     try:
         yield {"start": {"pid": process.pid}}
-        if process.ended is not None:
+        if process.ended is not None and queue.empty():
             yield {"end": process.ended}
             return
         while True:
-            getting = asyncio.create_task(queue.get())
-            left = deadline - asyncio.get_running_loop().time()
-            await asyncio.wait([getting, cutting], timeout=max(0, min(keepalive, left)),
-                               return_when=asyncio.FIRST_COMPLETED)  # fmt: skip
+            left = deadline - clock()
+            await asyncio.wait(
+                [getting, cutting],
+                timeout=max(0, min(keepalive, left)),
+                return_when=asyncio.FIRST_COMPLETED,
+            )
             if cutting.done():
-                getting.cancel()
                 raise ConnectionResetError("cut on purpose")
             if getting.done():
                 event = getting.result()
                 yield event
                 if "end" in event:
                     return
-                continue
-            getting.cancel()
-            if left <= keepalive:
+                getting = asyncio.create_task(queue.get())
+            elif clock() >= deadline:
                 process.process.kill()
                 raise ConnectError("invalid_argument", "deadline exceeded")
-            yield {"keepalive": {}}
+            else:
+                yield {"keepalive": {}}
     finally:
-        process.subscribers.remove(queue)
+        if queue in process.subscribers:
+            process.subscribers.remove(queue)
         machine.cuts.discard(cut)
+        getting.cancel()
         cutting.cancel()
+        await asyncio.gather(getting, cutting, return_exceptions=True)
 
 
 def frame(message: dict[str, Any], *, last: bool = False) -> bytes:

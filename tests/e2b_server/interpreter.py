@@ -9,7 +9,7 @@ import signal
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from django.conf import settings
 from starlette.requests import Request
@@ -19,6 +19,9 @@ from jobs.sandboxes import runtime
 from tests.e2b_server.faults import read_json
 from tests.e2b_server.machine import Machine
 from tests.processes import ROOT
+
+if TYPE_CHECKING:
+    from tests.e2b_server.server import E2BServer
 
 FIELDS = {
     "text/plain": "text",
@@ -143,7 +146,7 @@ class Kernel:
         await outputs.put(None)
 
 
-async def serve(machine: Machine, request: Request) -> Response:
+async def serve(server: "E2BServer", machine: Machine, request: Request) -> Response:
     """Answer one request for this machine."""
     path, body = request.url.path, read_json(await request.body())
     if path == "/health":
@@ -157,6 +160,7 @@ async def serve(machine: Machine, request: Request) -> Response:
         await machine.kernels.pop(path.rpartition("/")[2]).close()
         return Response(status_code=204)
     if path == "/execute":
+        server.executed.append(body)
         found = machine.kernels.get(str(body.get("context_id")))
         if found is None:
             return Response(f"Context {body.get('context_id')} not found", 404)

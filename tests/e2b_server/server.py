@@ -41,6 +41,8 @@ class E2BServer:
         self.swaps_on_connect = self.loses_files_on_resume = False
         self.most_running, self.longest_seconds, self.page_size = 1000, 86_400.0, 100
         self.create_seconds = self.pause_seconds = 0.0
+        self.hastens = 1.0  # how much faster time-outs of commands run
+        self.executed: list[dict[str, Any]] = []  # bodies of /execute
         self.control = ControlPlane(self)
         self.rest = Starlette(routes=self.control.routes())
 
@@ -125,12 +127,12 @@ class E2BServer:
         if machine is None or machine.state != "running":
             return problem(502, "The sandbox was not found", sandboxId=id)
         port = request.headers.get("E2b-Sandbox-Port")
-        service = {ENVD_PORT: envd.serve, INTERPRETER_PORT: interpreter.serve}[port or ENVD_PORT]
+        serve = envd.serve if (port or ENVD_PORT) == ENVD_PORT else interpreter.serve
         if port == INTERPRETER_PORT and machine.request["templateID"] == "base":
             return problem(502, "The sandbox is running but port is not open", sandboxId=id)
 
         async def answer(scope: Scope, receive: Receive, send: Send) -> None:
-            response: Response = await service(machine, request)
+            response: Response = await serve(self, machine, request)
             try:
                 await response(scope, receive, send)
             except ConnectionResetError:

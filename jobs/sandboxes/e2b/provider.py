@@ -283,7 +283,8 @@ class E2BProvider(Provider):
             return None
         if remote.sandbox_id != spec.parked:
             logger.warning("E2B woke sandbox %s in place of %s.", remote.sandbox_id, spec.parked)
-            await self._kill(remote.sandbox_id)
+            await asyncio.gather(self._kill(remote.sandbox_id), self._kill(spec.parked))
+            await self._quietly_release(ref=spec.parked)
             return None
         return Box(remote)
 
