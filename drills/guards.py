@@ -179,6 +179,100 @@ GUARDS = [
         "    finally:\n        if not kept and uploads:\n",
         "tests/test_jobs_api_submit.py::test_files_stay_when_the_job_was_committed_and_its_caller_never_heard",
     ),
+    # --- people and webhooks ---
+    Guard(
+        "people: the connection goes to the address that was checked",
+        "engine/outgoing.py",
+        "            request.url = request.url.copy_with(host=address)\n",
+        "",
+        "tests/test_engine_outgoing.py::test_the_connection_goes_to_the_address_that_was_checked",
+    ),
+    Guard(
+        "people: each address of a name is judged",
+        "engine/outgoing.py",
+        "    for address in addresses:\n        check(address, is_plain=is_plain)",
+        "    for address in addresses[:1]:\n        check(address, is_plain=is_plain)",
+        "tests/test_engine_outgoing.py::test_one_private_address_among_public_ones_refuses_the_name",
+    ),
+    Guard(
+        "people: IPv4 addresses inside IPv6 ones are judged",
+        "engine/outgoing.py",
+        "        return [address.ipv4_mapped]",
+        "        return [IPv4Address('1.1.1.1')]",
+        "tests/test_engine_outgoing.py::test_no_call_goes_to_an_address_that_is_not_public",
+    ),
+    Guard(
+        "people: redirects are not followed",
+        "engine/outgoing.py",
+        "follow_redirects=False",
+        "follow_redirects=True",
+        "tests/test_jobs_webhooks.py::test_redirects_are_a_failure_and_are_not_followed",
+    ),
+    Guard(
+        "people: a late sender changes nothing (tries is its fence)",
+        "jobs/notifying/outbox.py",
+        "AND tries = %(tries)s AND state = 'pending'",
+        "AND %(tries)s::int IS NOT NULL",
+        "tests/test_jobs_webhooks.py::test_what_a_killed_sender_had_taken_is_sent_by_the_next",
+    ),
+    Guard(
+        "people: one host takes a few calls at once",
+        "jobs/notifying/outbox.py",
+        "WHERE place <= %(to_one)s",
+        "WHERE %(to_one)s IS NOT NULL",
+        "tests/test_jobs_webhooks.py::test_a_receiver_that_hangs_holds_up_nobody_else",
+    ),
+    Guard(
+        "people: a project sees its own webhooks",
+        "jobs/notifying/models.py",
+        '        """The only owner filter: a key sees its project\'s endpoints, staff sees all."""\n'
+        "        return self if by.project is None else self.filter(project=by.project)",
+        "        return self",
+        "tests/test_jobs_api_webhooks.py::test_another_projects_webhooks_answer_as_missing_ones",
+    ),
+    Guard(
+        "people: a project sees its own deliveries",
+        "jobs/notifying/models.py",
+        '        """The only owner filter: a key sees its project\'s deliveries, staff sees all."""\n'
+        "        return self if by.project is None else self.filter(project=by.project)",
+        "        return self",
+        "tests/test_jobs_api_webhooks.py::test_another_projects_webhooks_answer_as_missing_ones",
+    ),
+    Guard(
+        "people: a link ends with its time",
+        "jobs/notifying/links.py",
+        "    if link.expires_at <= now or (",
+        "    if (",
+        "tests/test_jobs_answer_links.py::test_a_link_ends_with_its_time_its_question_and_its_job",
+    ),
+    Guard(
+        "people: a link ends with the key that made it",
+        "jobs/notifying/links.py",
+        " or (link.key_id and not _may_answer(link.key_id))",
+        "",
+        "tests/test_jobs_answer_links.py::test_a_link_ends_with_the_key_that_made_it",
+    ),
+    Guard(
+        "people: answer links are throttled",
+        "jobs/answering.py",
+        "        _check_rate(request)\n",
+        "",
+        "tests/test_jobs_answer_links.py::test_whoever_tries_too_often_has_to_wait",
+    ),
+    Guard(
+        "people: approving changes no arguments",
+        "jobs/execution/questions.py",
+        '                "else": {"properties": {"arguments": {"const": details["arguments"]}}},\n',
+        "",
+        "tests/test_execution_questions.py::test_each_kind_says_which_answers_fit_and_gives_them_back",
+    ),
+    Guard(
+        "people: a reminder comes once",
+        "jobs/services.py",
+        '.filter(id=question_id, status="open", remind_at__lte=Now())',
+        '.filter(id=question_id, status="open")',
+        "tests/test_jobs_webhooks.py::test_reminders_that_fell_into_an_outage_come_as_one",
+    ),
 ]
 
 
