@@ -289,13 +289,17 @@ class Supervisor:
         return ended
 
     def end_children(self) -> None:
-        """Nothing of the program goes on after it."""
+        """Nothing of the program goes on after it, and nothing of it is left for another to reap."""
         deadline = time.monotonic() + 10
-        while (left := descendants(os.getpid())) and time.monotonic() < deadline:
-            for process in left:
+        while time.monotonic() < deadline:
+            for process in descendants(os.getpid()):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(process, signal.SIGKILL)
-            self.reap()
+            try:
+                while os.waitpid(-1, os.WNOHANG)[0]:
+                    continue
+            except ChildProcessError:
+                return
             time.sleep(0.002)
 
     def conclude(self, code: int) -> dict[str, Any]:
