@@ -252,6 +252,8 @@ def _sentence(keyword: Any, wanted: Any, message: str) -> str:
             return "Not a package name with version pins, such as httpx==0.28.1"
         case "pattern":
             return f"This must match {wanted.replace(chr(92) + 'Z', '$')}"
+        case "oneOf":
+            return f"Neither one of {', '.join(LLM_POLICIES)} nor an object of these by tool"
         case "uniqueItems":
             return "Two entries are the same"
     return message[:200]

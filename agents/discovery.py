@@ -115,12 +115,12 @@ def discover(by: Caller, task: str, *, limit: int = 5, filters: Filters | None =
     task = task[:MAX_TASK_CHARS]
     filters = filters or Filters()
     view = _View.of(task)
-    everyone = _registry(by, Q())
+    everyone = _registry(by, Q())  # that can run: others change no word's weight and no yardstick
     yardstick = calibration.yardstick(by, everyone, view.space, view.background)
 
-    def ranked(eligible: Q) -> list[Result]:
+    def ranked(eligible: Q, *, unavailable_too: bool = False) -> list[Result]:
         found = queries.rank(
-            _registry(by, eligible),
+            _registry(by, eligible, unavailable_too=unavailable_too),
             task,
             view.vector,
             space=view.space,
@@ -132,11 +132,11 @@ def discover(by: Caller, task: str, *, limit: int = 5, filters: Filters | None =
         return _results(found, confidences)
 
     conditions, wider = _conditions(filters), _conditions(filters, unavailable_too=True)
-    results = ranked(conditions)
+    results = ranked(conditions, unavailable_too=filters.unavailable_too)
     decision = _decision(results, by)
     nearest: list[Result] = []
     if decision == "none":
-        results, nearest = [], results if wider == conditions else ranked(wider)
+        results, nearest = [], results if wider == conditions else ranked(wider, unavailable_too=True)
     return Discovery(decision, results, nearest, degraded=view.vector is None, space=view.space)
 
 
@@ -179,10 +179,12 @@ def _embed(space: str, task: str) -> Vector:
     return vector
 
 
-def _registry(by: Caller, eligible: Q) -> QuerySet[Agent, Any]:
-    """What the caller sees, in the columns that `queries.rank` wants."""
+def _registry(by: Caller, eligible: Q, *, unavailable_too: bool = False) -> QuerySet[Agent, Any]:
+    """What the caller sees and can run here, in the columns that `queries.rank` wants."""
     condition = ExpressionWrapper(eligible, output_field=BooleanField()) if eligible else Value(True)
     agents = Agent.objects.visible_to(by).active().filter(current_version__isnull=False)
+    if not unavailable_too and (kinds := unavailable_kinds()):
+        agents = agents.exclude(current_version__kind__in=kinds)
     return agents.order_by().values(
         version=F("current_version"), eligible=condition, ok=F("stats__ok"), failed=F("stats__failed")
     )

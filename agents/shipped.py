@@ -22,5 +22,5 @@ def read_card(folder: Path) -> dict[str, Any]:
     card = tomllib.loads((folder / CARD_FILE).read_text(encoding="utf-8"))
     shared = [folder.parent / SHARED_FOLDER / name for name in card.pop("shared", [])]
     own = [path for path in sorted(folder.iterdir()) if path.is_file() and path.name != CARD_FILE]
-    card["source"] = {path.name: path.read_text(encoding="utf-8") for path in (*shared, *own)}
-    return card
+    source = {path.name: path.read_text(encoding="utf-8") for path in (*shared, *own)}
+    return card | ({"source": source} if source else {})

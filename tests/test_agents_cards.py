@@ -35,7 +35,16 @@ def test_a_card_survives_the_way_to_json_and_back() -> None:
 
 @pytest.mark.parametrize("card", catalog(), ids=lambda card: card["slug"])
 def test_every_shipped_agent_has_a_card_that_can_be_registered(card: dict[str, Any]) -> None:
-    assert Card.parse(card).kind == "python"
+    assert Card.parse(card).kind == ("python" if card.get("source") else "llm")
+
+
+def test_an_llm_agents_policy_is_one_word_or_one_for_each_tool() -> None:
+    thinking = {"slug": "mind", "name": "mind", "description": "Thinks", "instructions": "Think."}
+
+    for policy in ("high_risk", {"run_python": "always", "run_agent": "never"}):
+        assert Card.parse({**thinking, "settings": {"policy": policy}}).settings["policy"] == policy
+    for policy in ("often", {"fly": "always"}):
+        assert faults({**thinking, "settings": {"policy": policy}}).keys() == {"/settings/policy"}
 
 
 def test_missing_fields_are_named_by_their_own_pointer() -> None:
