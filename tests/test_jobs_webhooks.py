@@ -16,7 +16,7 @@ from apikeys.models import Project
 from jobs import continuing, queries, services
 from jobs.errors import DeliveryPending
 from jobs.models import Attempt, Job, Question
-from jobs.notifying import courier, outbox, sending, signing
+from jobs.notifying import courier, outbox, payloads, sending, signing
 from jobs.notifying import services as webhooks
 from jobs.notifying.models import Delivery, WebhookEndpoint
 from tests.jobs import (
@@ -478,6 +478,23 @@ def test_what_a_killed_sender_had_taken_is_sent_by_the_next(
     # The first one, if it lives, changes nothing any more.
     assert not outbox.note(taken, outbox.Tried(Delivery.State.FAILED, error="late"))
     assert Delivery.objects.get().state == "delivered"
+
+
+def test_a_fault_of_our_own_uses_up_a_try_and_is_logged(
+    receiver: Receiver, deliver: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(delivery: Delivery) -> None:
+        raise KeyError
+
+    make_job(webhook_url=receiver.url)
+    with monkeypatch.context() as patched:
+        patched.setattr(payloads, "document", broken)
+        deliver()
+    assert Delivery.objects.get().log[0]["error"] == "Engine itself failed: KeyError."
+    due_now()
+    deliver()
+
+    assert len(receiver.calls) == 1
 
 
 def test_a_delivery_is_sent_again_by_hand_under_the_same_id(

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import httpx
 from django.db import DatabaseError, InterfaceError
 
 from engine import outgoing
@@ -42,7 +43,7 @@ class Courier:
                     task.cancel()
                 await asyncio.gather(*self._sending, return_exceptions=True)
 
-    async def _look(self, http: Any) -> None:
+    async def _look(self, http: httpx.AsyncClient) -> None:
         free = MOST_AT_ONCE - len(self._sending)
         if free <= 0:
             return
@@ -68,17 +69,27 @@ class Courier:
         else:
             await asyncio.sleep(POLL_SECONDS)
 
-    async def _deliver(self, taken: Taken, http: Any) -> None:
+    async def _deliver(self, taken: Taken, http: httpx.AsyncClient) -> None:
         try:
-            prepared = await self._in_database(sending.prepare, taken)
-            tried = prepared if isinstance(prepared, Tried) else await sending.send(prepared, http)
-            await self._in_database(_note, taken, tried)
+            await self._in_database(_note, taken, await self._try(taken, http))
         except (DatabaseError, InterfaceError) as error:
             log.warning("Delivery %s is tried again: %s", taken.delivery.id, str(error).strip())
         finally:
             self._to[taken.delivery.host] -= 1
             if not self._to[taken.delivery.host]:
                 del self._to[taken.delivery.host]
+
+    async def _try(self, taken: Taken, http: httpx.AsyncClient) -> Tried:
+        try:
+            prepared = await self._in_database(sending.prepare, taken)
+            return prepared if isinstance(prepared, Tried) else await sending.send(prepared, http)
+        except (DatabaseError, InterfaceError):
+            raise
+        except (
+            Exception
+        ) as error:  # the outer loop: a fault of ours uses up a try, or it would come back for ever
+            log.exception("Delivery %s met a fault of the platform.", taken.delivery.id)
+            return Tried(Delivery.State.PENDING, error=f"Engine itself failed: {type(error).__name__}.")
 
 
 def _note(taken: Taken, tried: Tried) -> None:
