@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from django.urls import reverse
 from django.utils import timezone
 from rest_framework.test import APIClient
 
@@ -11,6 +12,7 @@ from apikeys.models import Project
 from jobs.execution.llm.replies import Reply, ToolCall
 from jobs.models import Job, Step, Usage
 from jobs.transcripts import transcript
+from tests.dashboard import make_person, signed_in
 from tests.jobs import make_caller, make_job, make_project, make_version
 
 pytestmark = pytest.mark.django_db
@@ -123,3 +125,27 @@ def test_a_keys_budget_is_set_over_the_api() -> None:
     assert made.json()["budget"] == {"cost_usd": 5.0}
     assert client.patch(address, {"budget": {}}, format="json").status_code in (400, 422)
     assert client.patch(address, {"budget": None}, format="json").json()["budget"] is None
+
+
+def test_the_jobs_page_shows_conversation_and_usage_as_text(talked: Job) -> None:
+    hostile = Reply("<script>alert(1)</script>", (), "stop", 10, 5)
+    entry(talked, "model#3/ask_human#2", {"content": "<b>yes</b>"})
+    Step.objects.filter(job=talked, key="model#2").delete()
+    entry(talked, "model#2", hostile.as_json(), kind="value")
+    Usage.objects.create(
+        job_id=talked.id,
+        key="model#1",
+        project=talked.project,
+        agent_version_id=make_version("mind").id,
+        input_tokens=1234,
+        cost_usd=0.5,
+        at=timezone.now(),
+    )
+
+    page = signed_in(make_person()).get(reverse("admin:jobs_job_change", args=[talked.id])).content.decode()
+
+    assert "Conversation" in page
+    assert "There are no input files." in page
+    assert "&lt;script&gt;alert(1)" in page
+    assert "<b>yes</b>" not in page
+    assert "1234 in" in page

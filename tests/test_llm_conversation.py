@@ -1,5 +1,6 @@
 """Conversations of llm agents: what the model is sent, what comes of its calls, and how they end."""
 
+import asyncio
 import json
 from typing import Any
 
@@ -239,6 +240,22 @@ def test_the_wall_time_ends_the_job(make_talk: MakeTalk) -> None:
     failed = failure_of(talk.story.attempt())
 
     assert (failed.code, failed.retryable) == ("timeout", False)
+
+
+def test_a_worker_without_a_model_says_so(make_talk: MakeTalk) -> None:
+    talk = make_talk(say("never"))
+    talk.story.run = lambda attempt: unconfigured(make_talk.settings, attempt)
+
+    failed = failure_of(talk.story.attempt())
+
+    assert (failed.code, failed.retryable) == ("no_model", False)
+    assert "OPENAI_API_KEY" in failed.message
+
+
+def unconfigured(settings: Any, attempt: Any) -> outcomes.Outcome:
+    settings.OPENAI_API_KEY = settings.OPENAI_BASE_URL = ""
+    outcome: outcomes.Outcome = asyncio.run(attempt)
+    return outcome
 
 
 # --- approvals ---

@@ -11,6 +11,7 @@ from datetime import timedelta
 
 from django.conf import settings
 
+from agents.health import NO_MODEL, unavailable_kinds
 from jobs.execution import layout
 from jobs.execution.llm import budget, prompts, transcript, verdicts
 from jobs.execution.llm.calls import Calls
@@ -107,6 +108,10 @@ class Conversation:
 
     async def run(self) -> Outcome:
         """Within the attempt's wall time."""
+        if (
+            unavailable_kinds()
+        ):  # named by its caller, or a worker that is set up otherwise than the web process
+            return Failed("no_model", f"{NO_MODEL}.", "Set it for each worker, then retry.", retryable=False)
         try:
             async with asyncio.timeout(self._limits.wall_seconds):
                 return await self._run()
