@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from dataclasses import field as dataclass_field
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ django.setup()
 from drills import report  # noqa: E402 (after setup)
 from drills.faults import Faults  # noqa: E402
 from drills.field import Field  # noqa: E402
-from drills.load import Load  # noqa: E402
+from drills.load import MIX, Load, Mix  # noqa: E402
 from drills.report import Findings, percentile  # noqa: E402
 
 PROGRESS_SECONDS = 10.0
@@ -45,6 +46,7 @@ class Plan:
     lease: float
     faults: dict[str, int]
     seed: int
+    mix: Mix = dataclass_field(default_factory=lambda: MIX)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -155,7 +157,7 @@ def run(plan: Plan, folder: Path) -> Done:
     field = Field(folder, workers=plan.workers, concurrency=plan.concurrency, lease=plan.lease)
     try:
         field.start()
-        load = Load(field.client, plan.jobs, plan.seconds, plan.seed)
+        load = Load(field.client, plan.jobs, plan.seconds, plan.seed, plan.mix)
         faults = Faults(field, plan.faults, seconds=plan.seconds, seed=plan.seed)
         began = time.monotonic()
         load.start()

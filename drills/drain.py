@@ -19,10 +19,11 @@ os.environ.setdefault("DJANGO_SETTINGS_MODULE", "engine.settings")
 django.setup()
 
 from drills.chaos import Done, Plan, run, table  # noqa: E402 (after setup)
+from drills.load import DEPLOY_MIX  # noqa: E402
 from drills.report import percentile  # noqa: E402
 
-SECONDS_APART = 5.0
-JOBS_A_SECOND = 4
+SECONDS_APART = 10.0
+JOBS_A_SECOND = 3
 EXIT_SECONDS = 10.0
 RESUMED_SECONDS = 2.0
 
@@ -55,6 +56,7 @@ def plan_of(restarts: int, *, workers: int, seed: int) -> Plan:
         lease=15,
         faults={"SIGTERM": restarts},
         seed=seed,
+        mix=DEPLOY_MIX,
     )
 
 

@@ -16,7 +16,8 @@ BULK = 10
 ANSWER_SECONDS = 0.5
 
 # kind -> how often of 100 requests
-MIX = {
+Mix = dict[str, int]
+MIX: Mix = {
     "noop": 25,
     "noop in bulk": 3,
     "slow noop": 17,
@@ -25,6 +26,8 @@ MIX = {
     "asks": 12,
     "cancelled": 3,
 }
+# For deploys: among the short ones jobs that outlive any grace, and so are handed back.
+DEPLOY_MIX: Mix = {"noop": 40, "slow noop": 20, "steps": 20, "asks": 8, "very long steps": 12}
 
 
 @dataclass
@@ -35,6 +38,7 @@ class Load:
     jobs: int
     seconds: float
     seed: int
+    mix: Mix = field(default_factory=lambda: MIX)
     sent: Counter[str] = field(default_factory=Counter)
     answers: int = 0
     cancelled: set[str] = field(default_factory=set)  # jobs of which the end was asked for
@@ -73,7 +77,7 @@ class Load:
 
     def _send(self, number: int) -> None:
         chance = random.Random(self.seed + number)
-        kinds, weights = list(MIX), list(MIX.values())
+        kinds, weights = list(self.mix), list(self.mix.values())
         while (due := self._next()) is not None:
             if self._over.wait(max(0.0, self._began + due - time.monotonic())):
                 return
@@ -98,6 +102,8 @@ class Load:
                 self._effects(steps=chance.randint(1, 4), seconds=chance.uniform(0, 0.2))
             case "long steps":
                 self._effects(steps=chance.randint(10, 25), seconds=chance.uniform(0.05, 0.25))
+            case "very long steps":
+                self._effects(steps=chance.randint(50, 70), seconds=0.3)
             case "asks":
                 self._effects(steps=2, seconds=0.05, ask=True)
             case _:
