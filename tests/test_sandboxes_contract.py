@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -97,6 +98,8 @@ open("deep/state.json", "w").write("[]"); open("../outputs/done.txt", "w").write
 
 @pytest.mark.parametrize("path", ["agent/agent.py", "inputs/data.csv", "sdk/job.json"])
 def test_what_a_program_was_given_cannot_be_changed(sandboxes: Sandboxes, path: str) -> None:
+    if sandboxes.provider.name == "e2b" and os.geteuid() != 0:
+        pytest.skip("the tests' E2B server has two users only when it is root")
     code = f"""
 import os
 for act in (lambda: open("../{path}", "a"), lambda: os.chmod("../{path}", 0o777), lambda: os.unlink("../{path}")):

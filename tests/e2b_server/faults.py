@@ -20,6 +20,7 @@ class Fault:
     headers: Mapping[str, str] = field(default_factory=dict)
     body: Mapping[str, Any] = field(default_factory=dict)
     times: int = 1
+    seconds: float = 0.0  # until it is served at all
 
     def matches(self, request: Request) -> bool:
         return self.times > 0 and self.method == request.method and self.path in request.url.path

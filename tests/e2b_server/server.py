@@ -108,6 +108,8 @@ class E2BServer:
         request = Request(scope, receive)
         self.requests.append((request.method, request.url.path))
         fault = self.faults.take(request)
+        if fault is not None and fault.seconds:
+            await asyncio.sleep(fault.seconds)
         if fault is not None and fault.status:
             await fault.answer()(scope, receive, send)
             return

@@ -91,7 +91,7 @@ def prepare(kept: list[str]) -> None:
             for name in files:
                 os.chmod(f"{path}/{name}", 0o555 if os.stat(f"{path}/{name}").st_mode & 0o100 else 0o444)
             os.chmod(path, 0o555)
-    owner = os.stat(".")
+    owner = os.stat("guest.py")  # uploaded as the template's own user
     if os.geteuid() == 0 and owner.st_uid != 0:
         for folder in WRITABLE:
             change_owner(folder, owner.st_uid, owner.st_gid)
@@ -122,7 +122,7 @@ class Supervisor:
     def __init__(self, plan: dict[str, Any]) -> None:
         self.plan = plan
         self.home = os.getcwd()
-        owner = os.stat(self.home)
+        owner = os.stat("workspace")
         self.uid, self.gid = owner.st_uid, owner.st_gid
         self.taken = 0  # the last message
         self.reason, self.detail = "", ""
@@ -336,10 +336,13 @@ def start_once(plan: dict[str, Any]) -> None:
     except FileExistsError:
         return
     os.makedirs(f"{PRIVATE}/in", exist_ok=True)
-    if os.geteuid() == 0 and os.stat(".").st_uid != 0:
+    if os.geteuid() == 0 and os.stat("workspace").st_uid != 0:
         os.chmod(PRIVATE, 0o700)
         for folder in (*READ_ONLY, PRIVATE):
             change_owner(folder, 0, 0)
+        os.chown("guest.py", 0, 0)
+        os.chown(".", 0, 0)
+        os.chmod(".", 0o1777)  # the program may add to its HOME, and neither replace nor rename what is ours
     lock = os.open(f"{PRIVATE}/alive", os.O_CREAT | os.O_RDWR, 0o600)
     fcntl.flock(lock, fcntl.LOCK_EX)  # kept by the supervisor as long as it lives
     if os.fork() == 0:

@@ -41,8 +41,8 @@ class TooMuch(SandboxError):
 class Session:
     """The context of one sandbox. Calls take turns."""
 
-    def __init__(self, box: Box, limits: Limits) -> None:
-        self.box, self.limits = box, limits
+    def __init__(self, box: Box, limits: Limits, *, has_layer: bool) -> None:
+        self.box, self.limits, self.has_layer = box, limits, has_layer
         self.context: Context | None = None
         self.untold = False  # variables were lost, and the caller does not know it
         self.turn = asyncio.Lock()
@@ -130,16 +130,13 @@ class Session:
         except SandboxError as error:
             raise SandboxError(f"the template's code interpreter does not answer: {error}") from error
         self.context = context
-        await self._make_layer_importable(context)
+        if self.has_layer:
+            await self._make_layer_importable(context)
         return context
 
     async def _make_layer_importable(self, context: Context) -> None:
         """The agent's requirements lie in a folder of their own."""
-        code = (
-            "import os, sys\n"
-            f"if os.listdir({self.box.home + '/layer'!r}): sys.path.insert(0, {self.box.home + '/layer'!r})\n"
-            "del os, sys"
-        )
+        code = f"import sys; sys.path.insert(0, {self.box.home + '/layer'!r}); del sys"
         async with sdk_call("preparing a code context", seconds=CONTEXT_SECONDS):
             await self.box.remote.run_code(code, context=context, timeout=0)
 

@@ -50,6 +50,7 @@ RENEW_SECONDS = 60.0
 LEASE_SECONDS = 0.5  # between looks at the worker's lease
 SWEEP_LOOK_SECONDS = 20.0
 KILL_PAUSES = (0.0, 0.5, 2.0)
+CLOSE_SECONDS = 15.0
 AT_ONCE = 20  # lifecycle calls
 CUT_SECONDS = 60.0  # a sandbox that ends so much sooner than we asked is at its plan's limit
 LEAST_MEMORY_MB = 32
@@ -174,7 +175,14 @@ class E2BProvider(Provider):
                 raise SandboxBusy(f"the sandbox was lost before it was ready: {error}") from error
             raise
         mark = mark_of(self.installation, spec)
-        sandbox = E2BSandbox(box, spec.limits, dict(spec.env), mark=mark, on_close=self._let_go)
+        sandbox = E2BSandbox(
+            box,
+            spec.limits,
+            dict(spec.env),
+            mark=mark,
+            has_layer=bool(spec.requirements),
+            on_close=self._let_go,
+        )
         self.sandboxes[box.id], self.slots[box.id] = sandbox, slot
         return sandbox
 
@@ -458,6 +466,10 @@ class E2BProvider(Provider):
             task.cancel()
         await asyncio.gather(*self.loops, return_exceptions=True)
         await asyncio.gather(*(sandbox.close() for sandbox in list(self.sandboxes.values())))
+        if self.background:  # pauses, mostly: what does not come to its end here E2B ends by itself
+            await asyncio.wait(self.background, timeout=CLOSE_SECONDS)
+        for task in list(self.background):
+            task.cancel()
         await asyncio.gather(*self.background, return_exceptions=True)
         await self.budget.close()
         self.health = ProviderHealth(False, self.name, "closed")

@@ -43,10 +43,11 @@ class E2BSandbox(Sandbox):
         env: dict[str, str],
         *,
         mark: str,
+        has_layer: bool,
         on_close: Callable[["E2BSandbox", bool], Awaitable[None]],
     ) -> None:
         self.box, self.ref, self.limits, self.env = box, box.id, limits, env
-        self.mark, self.on_close = mark, on_close
+        self.mark, self.has_layer, self.on_close = mark, has_layer, on_close
         self.started = False
         self.ended = asyncio.Event()
         self.following: Following | None = None
@@ -197,7 +198,7 @@ class E2BSandbox(Sandbox):
             if self.started:
                 raise SandboxError("a program runs in this sandbox")
             self.started = True
-            self.session = Session(self.box, self.limits)
+            self.session = Session(self.box, self.limits, has_layer=self.has_layer)
         return await self.session.run(code, timeout_seconds)
 
     # --- the end ---
