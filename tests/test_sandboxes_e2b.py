@@ -21,6 +21,7 @@ from jobs.sandboxes.base import (
     Ended,
     EndReason,
     Record,
+    RequirementsFailed,
     Sandbox,
     SandboxBusy,
     SandboxError,
@@ -37,6 +38,7 @@ from tests.e2b_server import E2BServer
 from tests.e2b_server.machine import Machine
 from tests.processes import eventually
 from tests.sandboxes import Run, Sandboxes, collect, read, spec
+from tests.test_sandboxes_runtime import make_wheel
 
 START = ["python", "../agent/agent.py"]
 COUNT = """
@@ -576,6 +578,35 @@ def test_nothing_goes_out_unless_the_agent_s_hosts_allow_it(sandboxes: Sandboxes
         assert body["autoPause"] is False
         assert body["metadata"].keys() == {"engine", "job_id", "attempt"}
         assert body["idempotency_key"] == f"{body['metadata']['job_id']}-{body['metadata']['attempt']}"
+
+
+def test_requirements_are_installed_out_here_for_the_sandbox_s_python(
+    sandboxes: Sandboxes, server: E2BServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "index").mkdir()
+    make_wheel(tmp_path / "index", "teapot", "1.0", {"teapot/__init__.py": ""})
+    for installer in ("UV", "PIP"):
+        monkeypatch.setenv(f"{installer}_FIND_LINKS", str(tmp_path / "index"))
+        monkeypatch.setenv(f"{installer}_NO_INDEX", "1")
+    monkeypatch.setenv("UV_CACHE_DIR", str(tmp_path / "cache"))
+    code = "import teapot; print(teapot.__file__)"
+
+    async def interpret(sandbox: Sandbox) -> str:
+        return (await sandbox.run_code(code, timeout_seconds=60)).stdout
+
+    run = sandboxes.program(code, requirements=["teapot==1.0"])
+    interpreted = sandboxes.with_sandbox(interpret, requirements=["teapot==1.0"])
+
+    assert "/layer/teapot/" in run.stdout.decode(), run
+    assert "/layer/teapot/" in interpreted
+    (archive,) = (tmp_path / "layers").glob("e2b-*.tar")
+    os.utime(archive, (0, 0))
+    sandboxes.run(sandboxes.provider.start())
+    assert not archive.exists(), "unused for long"
+    with pytest.raises(RequirementsFailed) as failed:
+        sandboxes.run(sandboxes.provider.open(spec(requirements=["no-such-package-of-engine==1"])))
+    assert failed.value.output
+    assert server.running() == []
 
 
 # --- hostile programs ---

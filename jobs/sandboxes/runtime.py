@@ -334,7 +334,9 @@ def checked(requirements: Sequence[str]) -> list[str]:
 def delete_unused_layers(folder: Path, *, older_than_seconds: float) -> None:
     """Delete layers that no job has used for long."""
     for built in (folder / "layers").glob("*"):
-        if built.is_dir() and time.time() - built.stat().st_mtime > older_than_seconds:
+        if built.suffix == ".tar" and time.time() - built.stat().st_mtime > older_than_seconds:
+            built.unlink(missing_ok=True)
+        elif built.is_dir() and time.time() - built.stat().st_mtime > older_than_seconds:
             doomed = built.with_name(f"tmp-{built.name}")
             built.rename(doomed)  # at once: nobody finds half a layer
             shutil.rmtree(doomed)

@@ -1,6 +1,7 @@
 """What is uploaded into a sandbox: archives, made on the worker's disk when they are large."""
 
 import io
+import os
 import tarfile
 import tempfile
 from collections.abc import Sequence
@@ -59,6 +60,7 @@ def layer(folder: Path, requirements: Sequence[str], *, python: str, machine: st
         with runtime.locked(built.with_suffix(".lock")):
             if not built.is_file():
                 _build_layer(built, lines, python, machine)
+    os.utime(built)  # what has not been used for long is deleted first
     return built
 
 

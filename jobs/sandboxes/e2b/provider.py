@@ -22,6 +22,7 @@ import e2b
 import httpx
 from e2b_code_interpreter import E2B, AsyncSandbox
 
+from jobs.sandboxes import runtime
 from jobs.sandboxes.base import (
     Limits,
     Provider,
@@ -50,6 +51,7 @@ RENEW_SECONDS = 60.0
 LEASE_SECONDS = 0.5  # between looks at the worker's lease
 SWEEP_LOOK_SECONDS = 20.0
 KILL_PAUSES = (0.0, 0.5, 2.0)
+LAYER_KEPT_SECONDS = 30 * 86_400.0
 CLOSE_SECONDS = 15.0
 AT_ONCE = 20  # lifecycle calls
 CUT_SECONDS = 60.0  # a sandbox that ends so much sooner than we asked is at its plan's limit
@@ -103,6 +105,9 @@ class E2BProvider(Provider):
                 await self.remote.list(limit=1).next_items()
             if self.refused_template:
                 await self._try_template()
+            await asyncio.to_thread(
+                runtime.delete_unused_layers, self.layer_folder, older_than_seconds=LAYER_KEPT_SECONDS
+            )
             where = os.environ.get("E2B_API_URL") or os.environ.get("E2B_DOMAIN") or "e2b.app"
             detail = f"E2B at {where}, template {self.template or self.remote.default_template}"
             self.health = ProviderHealth(True, self.name, detail)
