@@ -80,6 +80,7 @@ def beside_a_held_snapshot(jobs: int) -> list[float]:
     fresh_tables()
     bulk_jobs(CLAIMS * TAKEN)
     with psycopg.connect(direct_dsn()) as holder:
+        holder.execute("SET idle_in_transaction_session_timeout = 0")
         holder.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
         holder.execute("SELECT count(*) FROM jobs_job")
         for _ in range(10):

@@ -27,7 +27,7 @@ from jobs.worker import Options
 
 FLOOR_BATCH, ROUNDS = 50, 3
 # Peers do fewer jobs where they are slow, so that a run ends.
-PEER_JOBS = {"pgqueuer": 20_000, "procrastinate": 1_500, "celery": 3_000}
+PEER_JOBS = {"pgqueuer": 20_000, "pgqueuer_tuned": 20_000, "procrastinate": 1_500, "celery": 3_000}
 
 BARE = "CREATE TABLE bench_floor (id bigserial PRIMARY KEY, status text NOT NULL DEFAULT 'queued')"
 USUAL = """
