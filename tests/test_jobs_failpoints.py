@@ -504,7 +504,11 @@ def die_serving(walk: Walk, name: str) -> bool:
     client = PatientClient(web.printed(r"Engine serves (http://\S+)")[1], walk.secret)
     with ThreadPoolExecutor(1) as pool:
         asking = pool.submit(ask, walk, client, name.partition(".")[0])
-        assert web.wait(seconds=PATIENCE) == failpoints.EXIT_CODE, web.output()
+        # What refuses the question is seen at once, not when patience is over.
+        eventually(lambda: not web.alive or asking.done(), seconds=PATIENCE, what=f"the death at {name}")
+        if web.alive:
+            asking.result()
+        assert web.wait(seconds=5) == failpoints.EXIT_CODE, web.output()
         client.url = walk.instance.url
         asking.result()
     client.close()

@@ -25,18 +25,35 @@ RETURNS void LANGUAGE sql AS $$
             SELECT id, url FROM jobs_webhookendpoint
              WHERE project_id = project AND enabled AND (events = '{}' OR event_name = ANY(events))) AS told
 $$;
-CREATE FUNCTION jobs_tell_job() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE FUNCTION jobs_tell_job(project uuid, job uuid, url text, status text, reason text, attempt int, born boolean)
+RETURNS void LANGUAGE sql AS $$
+    SELECT jobs_tell(project, job, NULL, url,
+        CASE WHEN status = 'running' THEN 'job.started'
+             WHEN status = 'waiting_for_input' THEN 'job.waiting'
+             WHEN status = 'scheduled' AND NOT born THEN 'job.retrying'
+             ELSE 'job.' || status END,
+        jsonb_build_object('status', status, 'status_reason', reason, 'attempt', attempt))
+$$;
+CREATE FUNCTION jobs_tell_born() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    IF NEW.webhook_url = ''
-       AND NOT EXISTS (SELECT FROM jobs_webhookendpoint WHERE project_id = NEW.project_id AND enabled) THEN
-        RETURN NULL;
+    IF EXISTS (SELECT FROM jobs_webhookendpoint WHERE enabled)
+       OR EXISTS (SELECT FROM after WHERE webhook_url <> '') THEN
+        PERFORM jobs_tell_job(project_id, id, webhook_url, status, status_reason, attempt, true) FROM after
+          WHERE webhook_url <> '' OR project_id IN (SELECT project_id FROM jobs_webhookendpoint WHERE enabled);
     END IF;
-    PERFORM jobs_tell(NEW.project_id, NEW.id, NULL, NEW.webhook_url,
-        CASE WHEN NEW.status = 'running' THEN 'job.started'
-             WHEN NEW.status = 'waiting_for_input' THEN 'job.waiting'
-             WHEN NEW.status = 'scheduled' AND TG_OP = 'UPDATE' THEN 'job.retrying'
-             ELSE 'job.' || NEW.status END,
-        jsonb_build_object('status', NEW.status, 'status_reason', NEW.status_reason, 'attempt', NEW.attempt));
+    RETURN NULL;
+END $$;
+CREATE FUNCTION jobs_tell_changed() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF EXISTS (SELECT FROM jobs_webhookendpoint WHERE enabled)
+       OR EXISTS (SELECT FROM after WHERE webhook_url <> '') THEN
+        PERFORM jobs_tell_job(after.project_id, after.id, after.webhook_url, after.status, after.status_reason,
+                              after.attempt, false)
+           FROM after JOIN before USING (id)
+          WHERE before.status <> after.status
+            AND (after.webhook_url <> ''
+                 OR after.project_id IN (SELECT project_id FROM jobs_webhookendpoint WHERE enabled));
+    END IF;
     RETURN NULL;
 END $$;
 CREATE FUNCTION jobs_tell_question() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -55,20 +72,23 @@ BEGIN
     END IF;
     RETURN NULL;
 END $$;
-CREATE TRIGGER job_born_told AFTER INSERT ON jobs_job FOR EACH ROW EXECUTE FUNCTION jobs_tell_job();
-CREATE TRIGGER job_change_told AFTER UPDATE OF status ON jobs_job FOR EACH ROW
-    WHEN (OLD.status <> NEW.status) EXECUTE FUNCTION jobs_tell_job();
+CREATE TRIGGER jobs_born_told AFTER INSERT ON jobs_job
+    REFERENCING NEW TABLE AS after FOR EACH STATEMENT EXECUTE FUNCTION jobs_tell_born();
+CREATE TRIGGER jobs_changes_told AFTER UPDATE ON jobs_job
+    REFERENCING OLD TABLE AS before NEW TABLE AS after FOR EACH STATEMENT EXECUTE FUNCTION jobs_tell_changed();
 CREATE TRIGGER question_asked_told AFTER INSERT ON jobs_question FOR EACH ROW
     WHEN (NEW.status = 'open') EXECUTE FUNCTION jobs_tell_question();
 CREATE TRIGGER question_change_told AFTER UPDATE OF status, reminded ON jobs_question FOR EACH ROW
     WHEN (OLD.status <> NEW.status OR OLD.reminded <> NEW.reminded) EXECUTE FUNCTION jobs_tell_question();
 """
 TELL_NOBODY = """
-DROP TRIGGER job_born_told ON jobs_job;
-DROP TRIGGER job_change_told ON jobs_job;
+DROP TRIGGER jobs_born_told ON jobs_job;
+DROP TRIGGER jobs_changes_told ON jobs_job;
 DROP TRIGGER question_asked_told ON jobs_question;
 DROP TRIGGER question_change_told ON jobs_question;
-DROP FUNCTION jobs_tell_job();
+DROP FUNCTION jobs_tell_born();
+DROP FUNCTION jobs_tell_changed();
+DROP FUNCTION jobs_tell_job(uuid, uuid, text, text, text, int, boolean);
 DROP FUNCTION jobs_tell_question();
 DROP FUNCTION jobs_tell(uuid, uuid, uuid, text, text, jsonb);
 DROP FUNCTION jobs_uuid7();
