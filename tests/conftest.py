@@ -23,6 +23,24 @@ def pytest_configure(config: pytest.Config) -> None:
         server_for(settings.ENGINE_HOME).ensure()
 
 
+# Each takes a minute or more. Begun last, they would keep one of two test processes busy while the other has nothing.
+LONGEST_FIRST = (
+    "test_jobs_failpoints.py",
+    "test_jobs_chaos.py",
+    "test_llm_end_to_end.py",
+    "test_end_to_end.py",
+    "test_end_to_end_people.py",
+    "test_dashboard_browser.py",
+    "test_execution_e2b.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, the others as they come."""
+    places = {name: place for place, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """On the machine of CI everything is there that a test may want: a skipped test is a failed one."""
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")

@@ -1,5 +1,6 @@
 """Real Engine processes for tests: an instance with a home, a database and a port of its own."""
 
+import itertools
 import os
 import re
 import shutil
@@ -108,6 +109,7 @@ class Instance:
             **(environment or {}),
         }
         self.programs: list[Program] = []
+        self._numbers = itertools.count()  # threads start programs, and no two may share a log
         self.url = ""
 
     def manage(self, *arguments: str, check: bool = True) -> "subprocess.CompletedProcess[str]":
@@ -121,7 +123,7 @@ class Instance:
 
     def start(self, *arguments: str, **environment: str) -> Program:
         """Start a command, with more in its environment if that is given."""
-        name = f"{len(self.programs)}-{arguments[0]}"
+        name = f"{next(self._numbers)}-{arguments[0]}"
         log = self.logs / f"{name}.log"
         command = [sys.executable, "manage.py", *arguments]
         program = Program(name, command, self.env | environment, log)
@@ -130,7 +132,7 @@ class Instance:
 
     def run(self, name: str, script: str) -> Program:
         """Start a Python script in this instance's environment."""
-        log = self.logs / f"{len(self.programs)}-{name}.log"
+        log = self.logs / f"{next(self._numbers)}-{name}.log"
         self.programs.append(Program(name, [sys.executable, "-c", script], self.env, log))
         return self.programs[-1]
 
