@@ -53,7 +53,7 @@ def prepare() -> Access:
 
 def prepare_sandbox() -> None:
     """Get bubblewrap and build the Python runtime that agents see. Raises StepFailed."""
-    if settings.ENGINE_SANDBOX in ("auto", "local") and sys.platform.startswith("linux"):
+    if settings.ENGINE_SANDBOX in ("auto", "local", "gvisor") and sys.platform.startswith("linux"):
         with step("Sandbox program (bubblewrap)") as note:
             note(get_bubblewrap())
         with step("Sandbox runtime (Python, pandas, …)"):

@@ -222,12 +222,8 @@ FILE_UPLOAD_DIRECTORY_PERMISSIONS = 0o700
 
 # --- workers and sandboxes ---
 
-# Where agents run: `auto` takes the best isolation that this machine has; `unsafe-subprocess` has none.
-ENGINE_SANDBOX = choice("ENGINE_SANDBOX", "auto", ["auto", "local", "e2b", "unsafe-subprocess"])
-if PRODUCTION and ENGINE_SANDBOX == "unsafe-subprocess":
-    raise ImproperlyConfigured(
-        "ENGINE_SANDBOX=unsafe-subprocess isolates nothing: set local or e2b in production."
-    )
+# Where agents run (docs/sandboxes.md). There is no choice without isolation, in development either.
+ENGINE_SANDBOX = choice("ENGINE_SANDBOX", "auto", ["auto", "local", "gvisor", "e2b"])
 # Read-only Python runtimes that local sandboxes see.
 ENGINE_RUNTIME_DIR = folder("ENGINE_RUNTIME_DIR", ENGINE_HOME / "runtime")
 # Lets agents of the kind `noop` be registered and run: they end at once, without a sandbox, and measure the queue.

@@ -26,6 +26,7 @@ from jobs.sandboxes.base import (
     Stderr,
     Stdout,
 )
+from jobs.sandboxes.gvisor import GvisorProvider, find_runsc
 from jobs.sandboxes.local import LocalProvider
 from tests.e2b import e2b_provider, e2b_server
 
@@ -51,7 +52,16 @@ def local_provider(scratch: Path, **options: Any) -> LocalProvider:
     return LocalProvider(runtime_folder=built_runtime(), lock=LOCK, scratch_folder=scratch, **options)
 
 
+def gvisor_provider(scratch: Path, **options: Any) -> GvisorProvider:
+    """The same on gVisor."""
+    options.setdefault("warm", 0)
+    return GvisorProvider(runtime_folder=built_runtime(), lock=LOCK, scratch_folder=scratch, **options)
+
+
 EVERY_PROVIDER = [pytest.param("local", marks=needs_bubblewrap), "e2b"]
+# runsc is an option that few machines have, CI's neither: left out rather than skipped, which would fail there.
+if find_runsc() is not None:
+    EVERY_PROVIDER.append(pytest.param("gvisor", marks=needs_bubblewrap))
 
 
 @contextmanager
@@ -60,6 +70,8 @@ def started(name: str, folder: Path) -> "Iterator[Sandboxes]":
     with ExitStack() as stack:
         if name == "local":
             running = Sandboxes(local_provider(folder))
+        elif name == "gvisor":
+            running = Sandboxes(gvisor_provider(folder))
         else:
             running = Sandboxes(e2b_provider(stack.enter_context(e2b_server()).key, folder))
         stack.callback(running.close)

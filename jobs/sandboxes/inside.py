@@ -120,6 +120,7 @@ class Init:
         self.warmed, warm_writer = os.pipe()
         self.program = os.fork()
         if self.program == 0:
+            self.become_program()
             for descriptor in (self.go, self.warmed, self.wake):
                 os.close(descriptor)
             _signal.set_wakeup_fd(-1)
@@ -128,6 +129,9 @@ class Init:
             sys.exit(run_program(go_reader, warm_writer, self.warm))
         os.close(go_reader)
         os.close(warm_writer)
+
+    def become_program(self) -> None:
+        """What the program's process does before anything else; here it is already all that it may be."""
 
     def start(self, plan: dict[str, Any]) -> None:
         """Let the waiting process run `plan`; again only for an interpreter whose process has ended."""
@@ -158,7 +162,7 @@ class Init:
     def finish(self, status: int, cpu_seconds: float) -> None:
         """The program has ended: kill what it left behind, close its channels, report."""
         home = os.statvfs(HOME)
-        disk_full = home.f_bavail == 0 or home.f_favail == 0
+        disk_full = home.f_bavail == 0 or (home.f_files > 0 and home.f_favail == 0)  # gVisor counts no files
         while True:  # again and again: a fork may slip through while the first signal goes round
             try:
                 os.kill(-1, _signal.SIGKILL)

@@ -391,11 +391,11 @@ def become_sandbox(launcher: Launcher, group: Group | None, orders: socket.socke
         # The first to go when the host itself runs out of memory.
         Path("/proc/self/oom_score_adj").write_text("1000")
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
         message, descriptors, _, _ = socket.recv_fds(orders, MESSAGE_BYTES, DESCRIPTORS)
         if not message:
             os._exit(0)
         request = json.loads(message)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (request["files"], request["files"]))
         bwrap = take_descriptors(launcher, descriptors)
         if problem is not None:
             raise problem

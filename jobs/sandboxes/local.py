@@ -59,6 +59,9 @@ class LocalProvider(Provider):
     """Opens bubblewrap sandboxes on this machine."""
 
     name = "local"
+    sandbox_type: type[LocalSandbox] = LocalSandbox
+    # What the probe says of every such sandbox, and what is as it should be.
+    accepted: frozenset[str] = frozenset({"runs on the host's kernel"})
 
     def __init__(
         self,
@@ -88,10 +91,10 @@ class LocalProvider(Provider):
                 raise SandboxUnavailable("local sandboxes need Linux", remedy=bubblewrap.NOT_LINUX)
             host = await self._ensure_host()
             await probe.try_to_leave(self)
-            self.health = ProviderHealth(True, self.name, f"bubblewrap, {host.ready.limits}")
+            self.health = ProviderHealth(True, self.name, f"{self.sandbox_type.program}, {host.ready.limits}")
             self.pool.start()
         except (SandboxError, OSError) as error:
-            remedy = getattr(error, "remedy", "") or bubblewrap.remedy_for(str(error))
+            remedy = getattr(error, "remedy", "") or self.sandbox_type.remedy_for(str(error))
             self.health = ProviderHealth(False, self.name, str(error), remedy)
         return self.health
 
@@ -168,8 +171,8 @@ class LocalProvider(Provider):
             make_box(folder)
         except OSError as error:
             raise SandboxBusy(f"no folder for a sandbox: {error}") from error
-        ref = f"local:{platform.node()}:{host.ready.run}:{name}"
-        sandbox = LocalSandbox(name, ref, folder, limits, host.supervisor)
+        ref = f"{self.name}:{platform.node()}:{host.ready.run}:{name}"
+        sandbox = self.sandbox_type(name, ref, folder, limits, host.supervisor)
         visible = host.ready.runtime
         places = bubblewrap.Places(
             python=visible / host.runtime.folder.name,
@@ -178,22 +181,15 @@ class LocalProvider(Provider):
             layer=visible / layer.relative_to(self.runtime_folder) if layer else None,
             font_caches=host.fonts,
         )
-        argv = bubblewrap.arguments(
-            places, memory_mb=limits.memory_mb, disk_mb=limits.disk_mb, warm=IMPORTS if warm else ()
-        )
         try:
+            argv = self._command(places, folder, limits, IMPORTS if warm else ())
             descriptors = sandbox.channels()
         except OSError as error:
             raise SandboxBusy(f"no channels to a sandbox: {error}") from error
         self.sandboxes[name] = sandbox
         try:
             await host.supervisor.launch(
-                name,
-                argv,
-                descriptors,
-                memory_mb=limits.memory_mb,
-                disk_mb=limits.disk_mb,
-                processes=limits.processes,
+                name, argv, descriptors, files=sandbox.open_files, **sandbox.host_limits()
             )
         except ConnectionError:
             self._exited(name, Exit(-1, "launcher gone"))
@@ -204,6 +200,12 @@ class LocalProvider(Provider):
         finally:
             close_all(descriptors)
         return sandbox
+
+    def _command(
+        self, places: bubblewrap.Places, folder: Path, limits: Limits, warm: tuple[str, ...]
+    ) -> list[str]:
+        """The command line that the launcher becomes. `folder` is the sandbox's own. Raises OSError."""
+        return bubblewrap.arguments(places, memory_mb=limits.memory_mb, disk_mb=limits.disk_mb, warm=warm)
 
     async def _ensure_host(self) -> Host:
         """What sandboxes stand on; made anew if something killed the launcher. Raises SandboxUnavailable."""
@@ -256,7 +258,7 @@ class LocalProvider(Provider):
 
     async def kill(self, ref: str) -> None:
         """Ours at once; another worker's on this host through its control group. Elsewhere its own launcher does it."""
-        match = re.fullmatch(rf"local:([^:]+):({RUN_PREFIX}\d+-\d+-\d+):(\d+)", ref)
+        match = re.fullmatch(rf"{self.name}:([^:]+):({RUN_PREFIX}\d+-\d+-\d+):(\d+)", ref)
         if match is None or self.host is None or match[1] != platform.node():
             return
         if match[2] != self.host.ready.run:

@@ -43,6 +43,8 @@ from .supervisor import Exit, Supervisor
 
 T = TypeVar("T")
 
+OPEN_FILES = 256  # descriptors of one process inside
+
 OPEN_SECONDS = 60.0  # a loaded machine is slow; a sandbox that takes longer will not come
 ANSWER_SECONDS = 60.0
 STOP_SECONDS = 3.0  # how long init may take to end a program before the launcher ends the sandbox
@@ -69,6 +71,10 @@ class ProgramEnd:
 
 class LocalSandbox(Sandbox):
     """One bubblewrap sandbox, warm or cold."""
+
+    program = "bubblewrap"
+    open_files = OPEN_FILES
+    remedy_for = staticmethod(bubblewrap.remedy_for)
 
     def __init__(self, name: str, ref: str, folder: Path, limits: Limits, supervisor: Supervisor) -> None:
         self.name, self.ref, self.folder, self.limits = name, ref, folder, limits
@@ -139,7 +145,7 @@ class LocalSandbox(Sandbox):
         if how.reason not in ("", "silent"):
             raise SandboxBusy(f"the sandbox could not be started: {how.error or how.reason}")
         said = self.last_words().strip() or f"exit code {how.status}"
-        raise SandboxUnavailable(f"bubblewrap: {said}", remedy=bubblewrap.remedy_for(said))
+        raise SandboxUnavailable(f"{self.program}: {said}", remedy=self.remedy_for(said))
 
     def last_words(self) -> str:
         """What bubblewrap or init wrote to their standard error."""
@@ -196,11 +202,13 @@ class LocalSandbox(Sandbox):
         """Start a program, or the interpreter (None)."""
         self._check_alive()
         self.started = True
+        self.supervisor.watch(self.name, **self.host_limits())
+        await self.request("start", {"argv": argv, "env": self.env, "limits": rlimits(self.limits)})
+
+    def host_limits(self) -> dict[str, int]:
+        """What the launcher holds it to, from outside."""
         limits = self.limits
-        self.supervisor.watch(
-            self.name, memory_mb=limits.memory_mb, disk_mb=limits.disk_mb, processes=limits.processes
-        )
-        await self.request("start", {"argv": argv, "env": self.env, "limits": rlimits(limits)})
+        return {"memory_mb": limits.memory_mb, "disk_mb": limits.disk_mb, "processes": limits.processes}
 
     async def outputs(self) -> AsyncIterator[SandboxOutput]:
         """Merge the three channels; the end of all three, then how it ended, is the end."""

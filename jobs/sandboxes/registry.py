@@ -4,6 +4,7 @@ from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 
 from .base import Provider
+from .gvisor import GvisorProvider
 from .local import LocalProvider
 
 
@@ -13,18 +14,18 @@ def provider_from_settings() -> Provider:
     if chosen == "auto" and settings.PRODUCTION:
         raise ImproperlyConfigured(
             "ENGINE_SANDBOX must be set where ENGINE_ENV=production: `local` isolates by Linux namespaces, which is "
-            "enough for agents of people you trust; `e2b` gives each attempt a virtual machine."
+            "enough for agents of people you trust; `gvisor` adds a kernel of its own; `e2b` gives each attempt a "
+            "virtual machine."
         )
-    if chosen in ("auto", "local"):
-        return LocalProvider(
+    if chosen in ("auto", "local", "gvisor"):
+        local = GvisorProvider if chosen == "gvisor" else LocalProvider
+        return local(
             runtime_folder=settings.ENGINE_RUNTIME_DIR,
             lock=settings.BASE_DIR / "requirements" / "sandbox.lock",
             scratch_folder=settings.ENGINE_HOME / "sandboxes",
             warm=settings.ENGINE_WARM_SANDBOXES,
         )
-    if chosen == "e2b":
-        return _e2b()
-    raise ImproperlyConfigured(f"ENGINE_SANDBOX={chosen} is not available yet: set it to local.")
+    return _e2b()
 
 
 def _e2b() -> Provider:

@@ -119,7 +119,7 @@ def runtime_key(lock: Path) -> str:
 
 def build_guest(folder: Path) -> Path:
     """Our own files for inside, compiled; they follow the code, not the runtime."""
-    sources = [Path(__file__).with_name(name) for name in ("inside.py", "interpreter.py")]
+    sources = [Path(__file__).with_name(name) for name in ("inside.py", "inside_gvisor.py", "interpreter.py")]
     built = folder / f"guest-{digest([sys.version, *(source.read_text() for source in sources)])}"
     if not built.is_dir():
         folder.mkdir(parents=True, exist_ok=True)
