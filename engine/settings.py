@@ -66,6 +66,12 @@ if PRODUCTION and len(SECRET_KEY) < 50:
     )
 if not SECRET_KEY:
     SECRET_KEY = SECRETS.get_or_create("SECRET_KEY", lambda: secrets.token_urlsafe(50))
+# Earlier keys: sessions and answer links signed by them hold, and webhooks are signed by them too.
+SECRET_KEY_FALLBACKS = names("SECRET_KEY_FALLBACKS")
+if PRODUCTION and any(len(key) < 50 for key in SECRET_KEY_FALLBACKS):
+    raise ImproperlyConfigured(
+        "SECRET_KEY_FALLBACKS cannot be used: each earlier key has at least 50 characters, with commas between them."
+    )
 ALLOWED_HOSTS = names("ALLOWED_HOSTS", [] if PRODUCTION else ["localhost", "127.0.0.1", "[::1]"])
 if PRODUCTION and not ALLOWED_HOSTS:
     raise ImproperlyConfigured(

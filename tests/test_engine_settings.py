@@ -96,6 +96,7 @@ def test_a_value_that_cannot_be_used_is_named_with_the_fix(tmp_path, name, value
     [
         ({"SECRET_KEY": ""}, "SECRET_KEY"),
         ({"SECRET_KEY": "short"}, "SECRET_KEY"),
+        ({"SECRET_KEY_FALLBACKS": "f" * 50 + ",short"}, "SECRET_KEY_FALLBACKS"),
         ({"ALLOWED_HOSTS": " , "}, "ALLOWED_HOSTS"),
         ({"DEBUG": "1"}, "DEBUG"),
     ],
@@ -121,9 +122,19 @@ def test_production_is_closed(tmp_path):
 
 
 def test_no_secret_is_printed_with_the_message(tmp_path):
-    loaded = load(tmp_path, **{**PRODUCTION, "SECRET_KEY": "too-short-to-be-good"})
+    for name in ("SECRET_KEY", "SECRET_KEY_FALLBACKS"):
+        loaded = load(tmp_path, **{**PRODUCTION, name: "too-short-to-be-good"})
 
-    assert "too-short-to-be-good" not in loaded.stderr
+        assert loaded.returncode != 0
+        assert "too-short-to-be-good" not in loaded.stderr
+
+
+def test_earlier_secret_keys_are_listed_with_commas_and_there_are_none_by_default(tmp_path):
+    old = ["a" * 50, "b" * 50]
+
+    assert values(tmp_path, "SECRET_KEY_FALLBACKS") == {"SECRET_KEY_FALLBACKS": []}
+    given = values(tmp_path, "SECRET_KEY_FALLBACKS", **{**PRODUCTION, "SECRET_KEY_FALLBACKS": ", ".join(old)})
+    assert given == {"SECRET_KEY_FALLBACKS": old}
 
 
 def test_database_url_wins_and_is_read_as_libpq_reads_it(tmp_path):
