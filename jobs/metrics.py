@@ -8,7 +8,7 @@ from django.db import connection
 
 from jobs import figures
 from jobs.models import Worker
-from jobs.serializers import instant
+from jobs.texts import instant
 
 # Exact, unlike the overview's: one index range for each project and state.
 UNFINISHED = """

@@ -2,7 +2,7 @@
 
 import json
 import re
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -16,6 +16,7 @@ from engine.serializers import StrictSerializer
 from jobs import usage
 from jobs.execution.outcomes import Used
 from jobs.models import Artifact, Attempt, Job, Question
+from jobs.texts import instant
 
 # The longest of anything that is stored with a job row.
 MOST_TASK_CHARS = 100_000
@@ -158,6 +159,13 @@ class LinkSerializer(StrictSerializer):
     """Whom a link is for, and how long it works."""
 
     holder = serializers.CharField(max_length=200, required=False, help_text="Such as an e-mail address.")
+
+    def validate_holder(self, value: str) -> str:
+        """One line: it is shown as who answered, in logs and on pages."""
+        if not value.isprintable():
+            raise serializers.ValidationError("Write one line without control characters.")
+        return value
+
     expires_in_s = serializers.IntegerField(
         min_value=60, max_value=int(FURTHEST_FUTURE.total_seconds()), required=False
     )
@@ -170,11 +178,6 @@ class TicketRequestSerializer(StrictSerializer):
 
 
 # --- what goes out ---
-
-
-def instant(value: datetime) -> str:
-    """A time as all our JSON writes it: UTC, ISO 8601, with a Z."""
-    return value.astimezone(UTC).isoformat(timespec="microseconds").removesuffix("+00:00") + "Z"
 
 
 def event_json(

@@ -32,6 +32,7 @@ from jobs.models import InputFile, Job, Question
 from jobs.notifying import links
 from jobs.retries import RetryPolicy
 from jobs.schemas import faults
+from jobs.texts import instant
 
 # The journal key of the question that a weak match asks; agents' own keys never begin with a dot.
 AGENT_CHOICE_KEY = ".agent"
@@ -403,7 +404,7 @@ def answer_trace(question: Question) -> dict[str, Any]:
     return {
         "answered_by": question.answered_by,
         "answered_via": question.answered_via,
-        "answered_at": question.answered_at.isoformat() if question.answered_at else None,
+        "answered_at": instant(question.answered_at) if question.answered_at else None,
     }
 
 
@@ -459,8 +460,12 @@ def _resume_if_answered(job: Job) -> None:
     if (
         job.status != Job.Status.WAITING_FOR_INPUT
         or job.questions.filter(status=Question.Status.OPEN).exists()
-        or job.children.filter(finished_at__isnull=True).exists()
     ):
+        return
+    if job.children.filter(finished_at__isnull=True).exists():
+        # It is nobody's turn to answer any more, and whoever watches for a question can tell.
+        job.status_reason = "child_job"
+        job.save(update_fields=["status_reason"])
         return
     job.status, job.status_reason = Job.Status.QUEUED, "answered"
     with connection.cursor() as cursor:

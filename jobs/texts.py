@@ -1,5 +1,6 @@
-"""Text as PostgreSQL can store it."""
+"""Text as PostgreSQL can store it, and times as text."""
 
+from datetime import UTC, datetime
 from typing import Any
 
 
@@ -12,3 +13,8 @@ def clean(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [clean(item) for item in value]
     return value
+
+
+def instant(value: datetime) -> str:
+    """A time as all our JSON writes it: UTC, ISO 8601, with a Z."""
+    return value.astimezone(UTC).isoformat(timespec="microseconds").removesuffix("+00:00") + "Z"

@@ -96,7 +96,7 @@ def test_a_program_may_answer_with_json() -> None:
     assert (right.status_code, right.json()["answered_via"]) == (200, "link")
     assert late.status_code == 409
     assert late.json()["answered_by"] == "link:ann@example.org"
-    assert late.json()["answered_at"]
+    assert late.json()["answered_at"] == right.json()["answered_at"]
 
 
 @pytest.mark.parametrize(
@@ -266,6 +266,15 @@ def test_a_link_signs_with_its_makers_name_unless_it_names_a_holder() -> None:
     )
 
     assert Question.objects.get().answered_by == f"link:key:{key.key.name}"
+
+
+def test_a_holders_name_is_one_line() -> None:
+    job = asking()
+    key = key_for(job, "jobs:respond")
+
+    refused = key.client.post(f"/api/v1/questions/{sole_question(job).id}/link", {"holder": "ann\r\nBcc: x"})
+
+    assert (refused.status_code, refused.json()["errors"][0]["pointer"]) == (422, "/holder")
 
 
 @pytest.mark.parametrize("end", ["revoked_at", "disabled_at", "expires_at"])

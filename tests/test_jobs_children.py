@@ -130,7 +130,8 @@ def test_an_answer_alone_does_not_wake_it_either() -> None:
     worker_id, parent = parent_with(child_of(), questions=[question()])
 
     services.respond(parent.id, by=make_caller(parent.project), answer="yes")
-    assert Job.objects.get(id=parent.id).status == "waiting_for_input"
+    waiting = Job.objects.get(id=parent.id)
+    assert (waiting.status, waiting.status_reason) == ("waiting_for_input", "child_job")
     complete_one(worker_id)
     assert Job.objects.get(id=parent.id).status == "queued"
 

@@ -9,7 +9,8 @@ from django.conf import settings
 from jobs.models import Job, Question
 from jobs.notifying import links
 from jobs.notifying.models import PING, Delivery
-from jobs.serializers import QuestionSerializer, instant, job_url
+from jobs.serializers import QuestionSerializer, job_url
+from jobs.texts import instant
 
 # A result larger than this as text is left out, and `result_omitted` is true: the job has it.
 MOST_RESULT_CHARS = 64 * 1024
