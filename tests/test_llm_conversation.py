@@ -227,6 +227,31 @@ def test_empty_replies_are_answered_and_end_the_job_at_three(make_talk: MakeTalk
     assert failed.code == "empty_replies"
 
 
+def test_a_reply_that_the_server_cut_off_is_no_result(make_talk: MakeTalk) -> None:
+    talk = make_talk(say("a long st", finish="length"), say("a story"))
+
+    assert result_of(talk.story.attempt()) == "a story"
+    assert "cut off" in talk.prompts[-1][-1]["content"]
+
+
+def test_replies_that_are_cut_off_twice_in_a_row_end_the_job(make_talk: MakeTalk) -> None:
+    talk = make_talk(say('{"rows"', finish="length"), say("", finish="length"), output_schema=SCHEMA)
+
+    assert failure_of(talk.story.attempt()).code == "reply_too_large"
+
+
+def test_a_reply_that_was_cut_off_uses_up_no_repair(make_talk: MakeTalk) -> None:
+    replies = (say("a long st", finish="length"), say('{"rows": "three"}'), say('{"rows": 3}'))
+
+    assert result_of(make_talk(*replies, output_schema=SCHEMA).story.attempt()) == {"rows": 3}
+
+
+def test_a_reply_that_the_server_withheld_fails_the_job_and_says_so(make_talk: MakeTalk) -> None:
+    failed = failure_of(make_talk(say("half a st", finish="content_filter")).story.attempt())
+
+    assert (failed.code, failed.retryable) == ("reply_withheld", False)
+
+
 def test_the_step_limit_ends_the_job(make_talk: MakeTalk) -> None:
     talk = make_talk(*(call("read_file", name=str(number)) for number in range(9)), policy={"max_steps": 4})
 

@@ -41,6 +41,7 @@ DEFAULT_MOST_STEPS = 50
 # In a row: a model that does not find back by itself does not find back.
 MOST_MALFORMED = 3
 MOST_EMPTY = 3
+MOST_CUT = 2
 MOST_REPAIRS = 1
 
 
@@ -185,6 +186,12 @@ class Conversation:
     def _judged(self) -> Completed | Failed | str:
         """The result in the last reply, why the job fails, or what the model is told."""
         reply = self._turns[-1].reply
+        if reply.finish_reason == "content_filter":
+            message = "The model server withheld the reply (content_filter)."
+            remedy = "Change the task or the agent's instructions, or use another model."
+            return Failed("reply_withheld", message, remedy, retryable=False)
+        if verdicts.is_cut(self._turns[-1]):
+            return self._cut_again() or prompts.CUT
         if not reply.text.strip():
             tail = self._turns[-MOST_EMPTY:]
             if len(tail) == MOST_EMPTY and not any(
@@ -207,6 +214,17 @@ class Conversation:
             "Correct the agent's instructions or its output_schema.",
             retryable=False,
             data={"reply": reply.text[:2000]},
+        )
+
+    def _cut_again(self) -> Failed | None:
+        tail = self._turns[-MOST_CUT:]
+        if len(tail) < MOST_CUT or not all(verdicts.is_cut(turn) for turn in tail):
+            return None
+        return Failed(
+            "reply_too_large",
+            f"The model server cut off the reply at its limit {MOST_CUT} times in a row.",
+            "Ask for less at once in the instructions, or raise the server's limit on output tokens.",
+            retryable=False,
         )
 
     # --- limits ---

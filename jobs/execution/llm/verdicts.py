@@ -31,17 +31,24 @@ def result_in(text: str, schema: Mapping[str, Any]) -> tuple[Any, str]:
     return None, said
 
 
+def is_cut(turn: Turn) -> bool:
+    """Whether the server ended this reply at a limit of its own: what is there must not pass for the whole."""
+    return not turn.reply.calls and turn.reply.finish_reason == "length"
+
+
 def is_repair(turn: Turn) -> bool:
     """Whether this reply, which others followed, was a result that did not fit."""
-    return not turn.reply.calls and bool(turn.reply.text.strip())
+    return not turn.reply.calls and bool(turn.reply.text.strip()) and not is_cut(turn)
 
 
 def feedback(turns: Sequence[Turn], schema: Mapping[str, Any] | None) -> dict[int, str]:
     """The user messages after replies without a call, by the reply's number."""
-    return {
-        turn.number: prompts.repair(result_in(turn.reply.text, schema or {})[1])
-        if is_repair(turn)
-        else prompts.EMPTY
-        for turn in turns
-        if not turn.reply.calls
-    }
+    return {turn.number: _told(turn, schema or {}) for turn in turns if not turn.reply.calls}
+
+
+def _told(turn: Turn, schema: Mapping[str, Any]) -> str:
+    if is_cut(turn):
+        return prompts.CUT
+    if is_repair(turn):
+        return prompts.repair(result_in(turn.reply.text, schema)[1])
+    return prompts.EMPTY
