@@ -76,6 +76,18 @@ def test_an_agent_runs_with_its_questions_on_the_terminal(laptop: Laptop) -> Non
     assert (laptop.folder / "engine-run" / "outputs" / "report.txt").read_text() == "done"
 
 
+def test_a_form_takes_what_its_schema_allows_alone(laptop: Laptop) -> None:
+    wrong = '3\n{"name": 4}\n{"nmae": "Ann"}\n'
+    done = laptop.run(
+        "--task", "T", "--file", "data.csv", typed=ANSWERS.replace('{"name"', wrong + '{"name"', 1)
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert '"name": "Ann"' in done.stdout
+    for told in ("a JSON object, such as", "name must be of type string", "there is no field nmae"):
+        assert told in done.stdout
+
+
 def test_a_run_that_stopped_at_a_question_resumes_there(laptop: Laptop) -> None:
     first = laptop.run("--file", "data.csv", typed="warm\n")
     second = laptop.run("--resume", typed=ANSWERS.split("\n", 2)[2])

@@ -1595,6 +1595,15 @@ class _LaptopLink(_Link):
         return answers
 
 
+_JSON_TYPES: dict[str, Any] = {
+    "string": str,
+    "integer": int,
+    "number": (int, float),
+    "boolean": bool,
+    "array": list,
+}
+
+
 def _answer_from_terminal(question: Mapping[str, Any]) -> Any:
     print(f"\n? {question['prompt']}")
     for number, choice in enumerate(question["choices"] or (), 1):
@@ -1626,15 +1635,38 @@ def _answer(question: Mapping[str, Any], text: str) -> Any:
             return text.lower().startswith("y")
         raise ValueError("yes or no")
     if kind == "form":
-        return json.loads(text)
+        return _form(text, question["schema"])
     if kind == "approval":
         decision, _, rest = text.partition(" ")
         if decision not in question["details"]["allowed"]:
             raise ValueError(f"one of: {', '.join(question['details']['allowed'])}")
         if decision == "edit":
-            return {"decision": "edit", "arguments": json.loads(rest)}
+            return {"decision": "edit", "arguments": _object(rest)}
         return {"decision": decision, "message": rest}
     return text
+
+
+def _object(text: str) -> dict[str, Any]:
+    value = json.loads(text)
+    if not isinstance(value, dict):
+        raise ValueError('a JSON object, such as {"name": "Ann"}')
+    return value
+
+
+def _form(text: str, schema: Mapping[str, Any]) -> dict[str, Any]:
+    """The object that was typed. Names and types are checked here; Engine checks all that the schema says."""
+    value, fields = _object(text), schema.get("properties", {})
+    for name in schema.get("required", []):
+        if name not in value:
+            raise ValueError(f"{name} is missing")
+    for name, given in value.items():
+        if name not in fields:
+            raise ValueError(f"there is no field {name}")
+        kind = fields[name].get("type", "any")
+        is_wrong_flag = isinstance(given, bool) and kind in ("integer", "number")
+        if is_wrong_flag or not isinstance(given, _JSON_TYPES.get(kind, object)):
+            raise ValueError(f"{name} must be of type {kind}")
+    return value
 
 
 def _choice(text: str, choices: Sequence[str]) -> str:
