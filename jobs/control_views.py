@@ -112,6 +112,10 @@ class CheckpointsView(APIView):
         )
 
 
+class RetrySerializer(StrictSerializer):
+    """A retry takes everything from the job that it continues; what else is sent is refused, not dropped."""
+
+
 class RetryView(APIView):
     """/api/v1/jobs/:id/retry."""
 
@@ -123,6 +127,7 @@ class RetryView(APIView):
     @idempotent
     def post(self, request: Request, job_id: UUID) -> Response:
         """Make a new job that continues a failed or cancelled one from its last durable step."""
+        RetrySerializer(data=request.data or {}).is_valid(raise_exception=True)
         return _made(continuing.retry(job_id, by=caller(request)))
 
 

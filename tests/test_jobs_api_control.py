@@ -59,6 +59,15 @@ def test_bulk_is_bounded_and_replayed(key: KeyInHand) -> None:
     assert Job.objects.count() == 20
 
 
+def test_a_retry_refuses_what_it_would_not_heed(key: KeyInHand) -> None:
+    old = ended()
+
+    refused = post(key, f"jobs/{old.id}/retry", {"budget": {"tokens": 9}})
+
+    assert (refused.status_code, refused.json()["errors"][0]["pointer"]) == (422, "/budget")
+    assert key.client.post(f"/api/v1/jobs/{old.id}/retry").status_code == 201  # no body at all
+
+
 def test_retry_and_fork_make_new_jobs(key: KeyInHand) -> None:
     old, done = ended(), ended(Job.Status.COMPLETED)
 
