@@ -1,21 +1,29 @@
 """From nothing to a program's first line: a bare Python, a cold sandbox and a warm one, turn by turn in the same run.
 
-    python -m benchmarks.sandbox [--rounds 20]
+    python -m benchmarks.sandbox [--rounds 20] [--jobs 50]
+
+Then whole jobs, one after the other on an idle system: a web process and a worker in a home of their own, and a client
+over HTTP that asks for a small Python agent and waits for its end.
 
 Quote the factors to the bare start: the machine is shared. A warm figure leaves out the start that was made ahead.
 """
 
 import argparse
 import asyncio
+import math
 import os
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
 import django
+import httpx
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "engine.settings")
 django.setup()
@@ -101,11 +109,80 @@ async def measure(rounds: int) -> None:
         await asyncio.gather(cold.close(), warm.close())
 
 
+AGENT = {
+    "slug": "small",
+    "name": "small",
+    "description": "Adds two numbers.",
+    "kind": "python",
+    "source": {"agent.py": "def main(task, inputs):\n    return {'sum': inputs['a'] + inputs['b']}\n"},
+}
+SETTLE_SECONDS = 3.0  # after the start, for the warm pool
+REST_SECONDS = 1.0  # between two jobs: idle means that the pool is full again
+
+
+@contextmanager
+def system(home: str) -> Iterator[httpx.Client]:
+    """A web process and a worker on a database of their own; gives a client with a key."""
+    env = {
+        **os.environ,
+        "ENGINE_HOME": home,
+        "ENGINE_RUNTIME_DIR": str(settings.ENGINE_RUNTIME_DIR),
+        "LOG_LEVEL": "WARNING",
+    }
+    env.pop("DATABASE_URL", None)
+    manage = [sys.executable, "manage.py"]
+    subprocess.run([*manage, "migrate", "--verbosity", "0"], env=env, check=True)
+    web = subprocess.Popen([*manage, "serve", "--port", "0"], env=env, stdout=subprocess.PIPE, text=True)
+    worker = subprocess.Popen([*manage, "runworker"], env=env, stdout=subprocess.DEVNULL)
+    try:
+        assert web.stdout is not None
+        address = next(line.split()[-1] for line in web.stdout if "Engine serves" in line)
+        create = [*manage, "createkey", "--name", "bench", "--project", "default", "--scope", "admin"]
+        secret = subprocess.run(create, env=env, check=True, capture_output=True, text=True).stdout.strip()
+        with httpx.Client(
+            base_url=address, headers={"Authorization": f"Bearer {secret}"}, timeout=60
+        ) as client:
+            while not client.get("/health/ready").is_success:
+                time.sleep(0.1)
+            yield client
+    finally:
+        for process in (worker, web):
+            process.terminate()
+        for process in (worker, web):
+            process.wait()
+
+
+def completed(jobs: int) -> list[float]:
+    """Seconds from the request that submits a job to the reply that says it has completed."""
+    seconds = []
+    with tempfile.TemporaryDirectory() as home, system(home) as client:
+        client.post("/api/v1/agents", json=AGENT).raise_for_status()
+        time.sleep(SETTLE_SECONDS)
+        for number in range(jobs):
+            order = {"task": "add", "agent": "small", "input": {"a": number, "b": 1}}
+            start = time.perf_counter()
+            job = client.post("/api/v1/jobs", json=order, headers={"Prefer": "wait=30"}).json()
+            seconds.append(time.perf_counter() - start)
+            assert job["status"] == "completed", job
+            time.sleep(REST_SECONDS)
+    return seconds
+
+
 def main() -> None:
     """Read the command line and measure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rounds", type=int, default=20)
-    asyncio.run(measure(parser.parse_args().rounds))
+    parser.add_argument("--jobs", type=int, default=50)
+    options = parser.parse_args()
+    if options.rounds:
+        asyncio.run(measure(options.rounds))
+    if options.jobs:
+        taken = sorted(completed(options.jobs))
+        p95 = taken[max(0, math.ceil(len(taken) * 0.95) - 1)]
+        print(
+            f"POST to completed, {options.jobs} jobs: p50 {statistics.median(taken) * 1000:.0f} ms, "
+            f"p95 {p95 * 1000:.0f} ms, least {taken[0] * 1000:.0f} ms; load {os.getloadavg()[0]:.1f}"
+        )
 
 
 if __name__ == "__main__":
