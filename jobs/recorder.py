@@ -41,14 +41,21 @@ MOST_ROWS = 5_000
 RETRY_SECONDS = 0.25
 
 
+LATEST_REPLY = timedelta(seconds=60)  # what is further back was set back
+
+
 class Clock:
     """The database's clock, carried on from the last heartbeat by the monotonic one (I5)."""
 
     def __init__(self, database: datetime) -> None:
-        self.set(database)
+        self._follow(database)
 
     def set(self, database: datetime) -> None:
-        """The database said what time it is."""
+        """The database said what time it is, a moment ago: a reply that was held up must not turn the clock back."""
+        if not timedelta() < self.now() - database < LATEST_REPLY:
+            self._follow(database)
+
+    def _follow(self, database: datetime) -> None:
         self._database, self._monotonic = database, time.monotonic()
         self._epoch = database.timestamp()
 

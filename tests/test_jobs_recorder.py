@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -203,3 +204,17 @@ def test_a_job_given_back_goes_on_behind_all_that_it_has_told() -> None:
     assert claim_one(worker_id).attempt == 2
     assert seqs(job.id) == [1, 2, 3, 4, 5]
     assert Event.objects.filter(job_id=job.id, type="job.queued").count() == 2
+
+
+def test_a_reply_that_comes_late_does_not_turn_the_clock_back() -> None:
+    noon = datetime(2026, 11, 22, 12, tzinfo=UTC)
+    clock = Clock(noon)
+
+    clock.set(noon - timedelta(seconds=4))
+    assert noon <= clock.now() < noon + timedelta(seconds=4)
+
+    clock.set(noon + timedelta(seconds=9))
+    assert clock.now() >= noon + timedelta(seconds=9)
+
+    clock.set(noon - timedelta(hours=1))
+    assert clock.now() < noon
