@@ -248,7 +248,8 @@ SELECT given.job_id, given.key, given.ordinal, given.kind, given.signature, give
        AS given(job_id, key, ordinal, kind, signature, once, attempt, begun_at, ended_at, result, files, deleted)
   {FENCE}
 ON CONFLICT (job_id, key) DO UPDATE
-   SET ended_at = greatest(excluded.ended_at, jobs_step.begun_at), result = excluded.result,
+   SET ended_at = CASE WHEN excluded.ended_at IS NOT NULL THEN greatest(excluded.ended_at, jobs_step.begun_at) END,
+       result = excluded.result,
        files = excluded.files, deleted = excluded.deleted, attempt = excluded.attempt
  WHERE jobs_step.ended_at IS NULL
 """  # noqa: S608  (a durable end is never written over)

@@ -68,7 +68,7 @@ def prepare(parent_id: UUID, request: ChildRequest) -> ChildSpec:
         version, explanation = _agent(by, request)
     except EngineError as error:
         raise ChildRefused(f"{error.title}. {error.detail}") from error
-    state = health(version, getattr(version.agent, "stats", None))
+    state = health(version, None)
     if state.status == "unavailable":
         raise ChildRefused(f"The agent {version.agent.slug} cannot run now: {state.reason}.")
     if not by.may(Scope.JOBS_WRITE, agent_slug=version.agent.slug):

@@ -1,4 +1,6 @@
-"""The SQL that workers run all day, but for claims (`claiming.py`) and the writes of running jobs (`batch.py`).
+"""The SQL that workers run all day.
+
+Claims are in `claiming.py`, the writes of running jobs in `batch.py`, their ends in `settlements.py`.
 
 Invariants of docs/architecture.md, named here I1..I7: every transaction in which a worker writes for a job begins by
 locking its own worker row (I3), every change of state writes its event in the same transaction (I2), and the clock is
@@ -7,7 +9,7 @@ the database's (I5). Functions are plain and synchronous; the worker calls them 
 
 import json
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -57,6 +59,7 @@ class WorkerInfo:
     version: str
     queues: list[str]
     slots: int
+    health: dict[str, Any] = field(default_factory=dict)
 
 
 def register_worker(info: WorkerInfo) -> None:
@@ -66,7 +69,7 @@ def register_worker(info: WorkerInfo) -> None:
         cursor.execute(
             """
             INSERT INTO jobs_worker (id, host, pid, version, queues, slots, running, lease_until, can_run, health)
-            VALUES (%s, %s, %s, %s, %s, %s, 0, statement_timestamp() + make_interval(secs => %s), false, '{}')
+            VALUES (%s, %s, %s, %s, %s, %s, 0, statement_timestamp() + make_interval(secs => %s), false, %s)
             """,
             [
                 info.id,
@@ -76,6 +79,7 @@ def register_worker(info: WorkerInfo) -> None:
                 info.queues,
                 info.slots,
                 settings.ENGINE_LEASE_SECONDS,
+                json.dumps(info.health),
             ],
         )
     failpoints.hit("register.after")

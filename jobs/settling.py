@@ -17,7 +17,7 @@ from jobs.settlements import Settlement
 def settlement(
     outcome: Outcome, job: Claimed, agent: AgentSpec, *, recorder: AttemptRecorder, clock: Clock
 ) -> Settlement:
-    """The row changes that this outcome means. Cancel requests are looked at when it is written (`batch.py`)."""
+    """The row changes that this outcome means. Cancel requests are looked at when it is written (`settlements.py`)."""
     to: dict[str, Any]
     match outcome:
         case outcomes.Completed(result=result):

@@ -220,6 +220,7 @@ class Incarnation:
             version=__version__,
             queues=list(self.options.queues),
             slots=self.options.concurrency,
+            health=self._sandbox_health(),
         )
 
     async def _in_database(
@@ -320,16 +321,20 @@ class Incarnation:
         }
 
     def _health(self) -> dict[str, Any]:
+        return self._sandbox_health() | {
+            "memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+            "cpu_seconds": round(time.process_time(), 1),
+            "late_writes_refused": self.writer.late_writes_refused,
+        }
+
+    def _sandbox_health(self) -> dict[str, Any]:
         return {
             "sandbox": {
                 "ok": self.health.ok,
                 "name": self.health.name,
                 "detail": self.health.detail,
                 "remedy": self.health.remedy,
-            },
-            "memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
-            "cpu_seconds": round(time.process_time(), 1),
-            "late_writes_refused": self.writer.late_writes_refused,
+            }
         }
 
     def _heard(self, beat: queries.Beat, sent: float) -> None:

@@ -38,7 +38,7 @@ class NotebookSandbox(PipeSandbox):
         with contextlib.redirect_stdout(printed), contextlib.chdir(self.folder / "workspace"):
             try:
                 exec(code, self.names)
-            except Exception as raised:
+            except Exception as raised:  # whatever the code raises is its result
                 error = CodeError(type(raised).__name__, str(raised), traceback.format_exc(limit=1))
         return CodeResult(printed.getvalue(), "", tuple(self.outputs_shown), error)
 

@@ -282,6 +282,17 @@ def test_a_durable_step_ends_a_row_of_losses() -> None:
     assert Job.objects.get().lost_count == 0
 
 
+def test_a_step_that_begins_again_has_no_end_yet() -> None:
+    make_job()
+    worker = make_worker()
+    job = claim_one(worker)
+
+    write(worker, steps=[step_row(job, "load#1", ended=False)])
+    write(worker, steps=[step_row(job, "load#1", ended=False)])
+
+    assert Step.objects.get().ended_at is None
+
+
 def test_a_step_with_a_durable_end_is_never_written_over() -> None:
     make_job()
     worker_id = make_worker()

@@ -171,7 +171,7 @@ class E2BProvider(Provider):
                 await self.budget.release(ref=box.id)  # the slot of its sleep
             await self.budget.note(slot, box.id)
             await self._furnish(box, spec, kept)
-        except BaseException as error:
+        except BaseException as error:  # whatever it was, a cancel too, a sandbox nobody uses must not run on
             gone = not isinstance(error, PerhapsMade) if box is None else await self._kill(box.id)
             if gone:
                 await self._quietly_release(slot)
