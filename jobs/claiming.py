@@ -7,26 +7,28 @@ other instead of waiting in line.
 
 Claims stay cheap beside a session that holds an old snapshot (dead rows cannot be vacuumed then): a new job's `sort_at`
 is never far behind its class's youngest, so a scan may begin at a floor. Jobs that come back keep an old `sort_at`;
-they have a small index and a scan of their own without a floor.
+they have a small index and a scan of their own without a floor. Sorting is off while these plans are made: with few
+jobs queued the planner would rather read another index whole, dead rows and all, and sort what it found.
 """
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from django.db import connection
+from django.db import connection, transaction
 from django.db.backends.utils import CursorWrapper
 
 from jobs import failpoints
 from jobs.models import Job
 from jobs.queries import SUSPECT_LOSSES, lock_lease
 
-# A job becomes visible at its commit; its sort_at is at most this much older. Web transactions end within 10 s.
-COMMIT_SECONDS = 15
+# A job becomes visible at its commit, mostly this soon after its sort_at; the next survey finds those that took longer.
+COMMIT_SECONDS = 1
 
 
 class Claimed(NamedTuple):
@@ -57,6 +59,9 @@ CLAIMED_COLUMNS = """
     timeout_seconds, deadline_at, parent_id, budget, seed,
     extract(epoch FROM greatest(created_at, run_at))::float8, extract(epoch FROM attempt_started_at)::float8
 """
+
+# For this transaction. The planner may still sort, where there is no other way.
+IN_INDEX_ORDER = "set_config('enable_sort', 'off', true), set_config('enable_incremental_sort', 'off', true)"
 
 # `due` is MATERIALIZED as a fence: without it a LIMIT subquery may lock or update more rows than it returns. An array,
 # not a join: the planner takes `due` for large, and would hash the whole table for it.
@@ -96,16 +101,16 @@ WITH class AS (
     UNION ALL
     (SELECT 'back', sort_at, id FROM jobs_job WHERE {OPEN} AND attempt > 0 ORDER BY sort_at, id LIMIT %(limit)s)
 ), wanted AS (
-    SELECT priority, count(*) AS number
-      FROM (SELECT priority FROM heads ORDER BY sort_at, id LIMIT %(limit)s) AS first GROUP BY priority
+    SELECT priority, count(*) AS number, min(sort_at) AS floor
+      FROM (SELECT priority, sort_at FROM heads ORDER BY sort_at, id LIMIT %(limit)s) AS first GROUP BY priority
 ), due AS MATERIALIZED (
-    SELECT job.id FROM wanted JOIN class USING (priority) CROSS JOIN LATERAL (
+    SELECT job.id FROM wanted CROSS JOIN LATERAL (
         SELECT id FROM jobs_job
-         WHERE {OPEN} AND attempt = 0 AND priority = wanted.priority AND sort_at >= class.floor
+         WHERE {OPEN} AND attempt = 0 AND priority = wanted.priority AND sort_at >= wanted.floor
          ORDER BY sort_at, id LIMIT wanted.number FOR UPDATE SKIP LOCKED) AS job
     UNION ALL
     SELECT job.id FROM wanted CROSS JOIN LATERAL (
-        SELECT id FROM jobs_job WHERE {OPEN} AND attempt > 0
+        SELECT id FROM jobs_job WHERE {OPEN} AND attempt > 0 AND sort_at >= wanted.floor
          ORDER BY sort_at, id LIMIT wanted.number FOR UPDATE SKIP LOCKED) AS job
      WHERE wanted.priority = 'back'
 ) {TAKE}
@@ -147,6 +152,13 @@ WITH due AS MATERIALIZED (
 """  # noqa: S608
 
 
+@contextmanager
+def _in_index_order() -> Iterator[CursorWrapper]:
+    with transaction.atomic(savepoint=False), connection.cursor() as cursor:
+        cursor.execute(f"SELECT {IN_INDEX_ORDER}")
+        yield cursor
+
+
 @dataclass(frozen=True)
 class Survey:
     """What a queue looked like a moment ago. Only a hint where it is cheap to be wrong; limits are read anew."""
@@ -160,7 +172,7 @@ class Survey:
 def survey(queue: str) -> Survey:
     """Look at a queue: where claims may begin, and who waits."""
     started = time.perf_counter()
-    with connection.cursor() as cursor:
+    with _in_index_order() as cursor:
         cursor.execute(
             """
             SELECT class.priority, least(
@@ -182,11 +194,11 @@ def survey(queue: str) -> Survey:
             """
             WITH RECURSIVE waiting AS (
                 (SELECT project_id FROM jobs_job WHERE status = 'queued' AND queue = %(queue)s
-                  ORDER BY project_id LIMIT 1)
+                  ORDER BY project_id, sort_at, id LIMIT 1)
                 UNION ALL
                 SELECT (SELECT project_id FROM jobs_job
                          WHERE status = 'queued' AND queue = %(queue)s AND project_id > waiting.project_id
-                         ORDER BY project_id LIMIT 1)
+                         ORDER BY project_id, sort_at, id LIMIT 1)
                   FROM waiting WHERE waiting.project_id IS NOT NULL
             )
             SELECT project_id FROM waiting WHERE project_id IS NOT NULL
@@ -231,16 +243,16 @@ def claim(
 
 
 def _paused(cursor: CursorWrapper, queue: str) -> list[UUID] | None:
-    """The agent versions that get no work now, or None where the whole queue is paused."""
+    """The agent versions that get no work now, or None where the whole queue is paused; and no sorting from here on."""
     cursor.execute(
-        """
-        SELECT EXISTS (SELECT 1 FROM jobs_queue WHERE name = %s AND paused_at IS NOT NULL),
+        f"""
+        SELECT {IN_INDEX_ORDER}, EXISTS (SELECT 1 FROM jobs_queue WHERE name = %s AND paused_at IS NOT NULL),
                ARRAY(SELECT version.id FROM agents_agentversion AS version
                        JOIN jobs_pausedagent AS paused USING (agent_id))
-        """,
+        """,  # noqa: S608 (a constant)
         [queue],
     )
-    whole, versions = cursor.fetchone()
+    *_, whole, versions = cursor.fetchone()
     return None if whole else versions
 
 
@@ -251,11 +263,10 @@ def _lock_limited(cursor: CursorWrapper, queue: str) -> set[UUID]:
     """
     cursor.execute(
         """
-        SELECT id FROM apikeys_project AS project
-         WHERE max_running IS NOT NULL
-           AND EXISTS (SELECT 1 FROM jobs_job
-                        WHERE status = 'queued' AND queue = %s AND project_id = project.id)
-         ORDER BY id FOR NO KEY UPDATE
+        SELECT project.id FROM apikeys_project AS project CROSS JOIN LATERAL (
+            SELECT FROM jobs_job WHERE status = 'queued' AND queue = %s AND project_id = project.id
+             ORDER BY sort_at, id LIMIT 1) AS job
+         WHERE max_running IS NOT NULL ORDER BY project.id FOR NO KEY UPDATE OF project
         """,
         [queue],
     )
@@ -265,9 +276,10 @@ def _lock_limited(cursor: CursorWrapper, queue: str) -> set[UUID]:
 # Steps from one queue name to the next through job_share_idx, instead of reading every queued row.
 DUE_QUEUES = """
 WITH RECURSIVE names AS (
-    (SELECT queue FROM jobs_job WHERE status = 'queued' ORDER BY queue LIMIT 1)
+    (SELECT queue FROM jobs_job WHERE status = 'queued' ORDER BY queue, project_id, sort_at, id LIMIT 1)
     UNION ALL
-    SELECT (SELECT queue FROM jobs_job WHERE status = 'queued' AND queue > names.queue ORDER BY queue LIMIT 1)
+    SELECT (SELECT queue FROM jobs_job WHERE status = 'queued' AND queue > names.queue
+             ORDER BY queue, project_id, sort_at, id LIMIT 1)
       FROM names WHERE names.queue IS NOT NULL
 )
 SELECT queue FROM names WHERE queue IS NOT NULL
@@ -276,7 +288,7 @@ SELECT queue FROM names WHERE queue IS NOT NULL
 
 def survey_all(queues: Sequence[str] | None) -> tuple[dict[str, Survey], set[str]]:
     """Surveys of these queues (None: of all that hold jobs), and those in which a job waits to run alone."""
-    with connection.cursor() as cursor:
+    with _in_index_order() as cursor:
         if queues is None:
             cursor.execute(DUE_QUEUES)
             queues = [row[0] for row in cursor.fetchall()]
@@ -291,7 +303,7 @@ def survey_all(queues: Sequence[str] | None) -> tuple[dict[str, Survey], set[str
             [SUSPECT_LOSSES, list(queues)],
         )
         suspects = {row[0] for row in cursor.fetchall()}
-    return {queue: survey(queue) for queue in queues}, suspects
+        return {queue: survey(queue) for queue in queues}, suspects
 
 
 def claimed_again(worker_id: UUID, job_id: UUID, attempt: int) -> Claimed | None:

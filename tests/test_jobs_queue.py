@@ -565,6 +565,32 @@ def test_a_job_that_comes_back_is_found_below_the_floor() -> None:
     assert [again.id for again in claiming.claim(worker_id, queue="default", limit=1, seen=seen)] == [job.id]
 
 
+def test_a_claim_walks_no_index_that_is_not_in_its_order() -> None:
+    """Where few jobs are queued, another index and a sort look as cheap to the planner. Dead rows make them dear."""
+    worker_id = make_worker()
+    for _ in range(300):
+        make_job()
+    done = claiming.claim(worker_id, queue="default", limit=300)
+    write(worker_id, settlements=[settlement(job) for job in done])
+    make_job()
+    with connection.cursor() as cursor:
+        cursor.execute("ANALYZE jobs_job")
+
+    def scans() -> dict[str, int]:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_stat_force_next_flush()")
+            cursor.execute(
+                "SELECT indexrelname, idx_scan FROM pg_stat_user_indexes WHERE relname = 'jobs_job'"
+            )
+            return dict(cursor.fetchall())
+
+    before = scans()
+    claim_one(worker_id)
+    used = {index for index, number in scans().items() if number > before[index]}
+
+    assert used <= {"job_new_idx", "job_back_idx", "job_share_idx", "jobs_job_pkey"}
+
+
 def test_claims_read_no_more_rows_than_they_take_however_long_the_queue() -> None:
     """The plan, not the time: every scan of the queue is an index scan that stops at its limit."""
     for _ in range(3):
