@@ -236,11 +236,11 @@ class ProjectAdmin(ListAdmin):
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         """Projects and limits are for whoever runs the installation."""
-        return request.user.is_superuser
+        return request.user.has_perm("apikeys.change_project")
 
     def has_change_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
         """As for adding."""
-        return request.user.is_superuser
+        return self.has_add_permission(request)
 
 
 @admin.register(AuditRow)

@@ -24,6 +24,8 @@ STAFF_PERMISSIONS = {
     Scope.ADMIN_WEBHOOKS: "jobs.change_webhookendpoint",
     Scope.ADMIN_WORKERS: "jobs.view_worker",
     Scope.ADMIN_METRICS: "jobs.view_worker",
+    # Whoever may lift every project's limits runs the installation.
+    Scope.ADMIN: "apikeys.change_project",
 }
 
 

@@ -1,16 +1,21 @@
 """People and groups of the dashboard, in its theme. Everything else stands in the app it belongs to."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from django.contrib import admin
 from django.contrib.auth.admin import GroupAdmin as DjangoGroupAdmin
 from django.contrib.auth.admin import UserAdmin as DjangoUserAdmin
 from django.contrib.auth.models import Group, User
+from django.db.models import Model, QuerySet
+from django.http import HttpRequest
 from unfold.forms import (  # type: ignore[import-untyped]  # unfold ships no types
     AdminPasswordChangeForm,
     UserChangeForm,
     UserCreationForm,
 )
+
+from apikeys.services import audit
+from engine.dashboard.access import acting_as
 
 if TYPE_CHECKING:
     from django.contrib.admin import ModelAdmin
@@ -28,18 +33,48 @@ admin.site.unregister(User)
 admin.site.unregister(Group)
 
 
+class Audited:
+    """Writes an audit row where Django's admin would write its own log of form edits. No value stands in it."""
+
+    def log_addition(self, request: HttpRequest, obj: Model, message: Any) -> Any:
+        """Somebody is new."""
+        self._audit(request, obj, "created", message)
+
+    def log_change(self, request: HttpRequest, obj: Model, message: Any) -> Any:
+        """Somebody has changed; a new password too."""
+        self._audit(request, obj, "changed", message)
+
+    def log_deletions(self, request: HttpRequest, queryset: Any) -> Any:
+        """Somebody is gone."""
+        for obj in queryset:
+            self._audit(request, obj, "deleted", [])
+
+    def _audit(self, request: HttpRequest, obj: Model, what: str, message: Any) -> None:
+        kind = "person" if isinstance(obj, User) else "role"
+        audit(acting_as(request), f"{kind}.{what}", f"{kind}:{obj}", changes=message)
+
+
 @admin.register(User)
-class UserAdmin(DjangoUserAdminOfUser, UnfoldAdmin):
+class UserAdmin(Audited, DjangoUserAdminOfUser, UnfoldAdmin):
     """Who may sign in, and what they may do."""
 
     form = UserChangeForm
     add_form = UserCreationForm
     change_password_form = AdminPasswordChangeForm
-    list_display = ("username", "email", "is_staff", "is_superuser", "last_login")
+    list_display = ("username", "email", "roles", "is_staff", "is_superuser", "last_login")
     list_fullwidth = True
     compressed_fields = True
 
+    def get_queryset(self, request: HttpRequest) -> QuerySet[User]:
+        """People with their roles."""
+        return super().get_queryset(request).prefetch_related("groups")
+
+    @admin.display(description="Roles")
+    def roles(self, person: User) -> str:
+        """The names of the roles this person has."""
+        return ", ".join(group.name for group in person.groups.all()) or "–"
+
 
 @admin.register(Group)
-class GroupAdmin(DjangoGroupAdmin, UnfoldGroupAdmin):
-    """Permissions that several people share."""
+class GroupAdmin(Audited, DjangoGroupAdmin, UnfoldGroupAdmin):
+    """Roles: permissions that several people share. `engine.dashboard.roles` says which ones Engine makes."""

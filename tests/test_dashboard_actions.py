@@ -499,9 +499,9 @@ def test_a_project_is_made_and_changed_with_an_audit_row_each(browser: Client) -
     assert list(actions) == [("project.created", "user:ada"), ("project.changed", "user:ada")]
 
 
-def test_projects_are_changed_by_superusers_alone() -> None:
+def test_projects_are_changed_by_those_who_may_alone() -> None:
     project = make_project()
-    manager = signed_in(make_person("bob", "apikeys.view_project", "apikeys.change_project"))
+    manager = signed_in(make_person("bob", "apikeys.view_project", "apikeys.change_apikey"))
 
     reply = manager.post(f"/admin/apikeys/project/{project.id}/change/", project_form(project))
 

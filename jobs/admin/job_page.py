@@ -14,7 +14,8 @@ from apikeys.scopes import Scope
 from engine.dashboard.access import acting
 from engine.dashboard.live import parts
 from engine.errors import EngineError, NotFound
-from jobs import continuing, services
+from jobs import services
+from jobs.admin import recorded
 from jobs.admin.answer_forms import AnswerForm
 from jobs.admin.previews import previews
 from jobs.errors import InvalidAnswer
@@ -56,7 +57,7 @@ def cancel(request: HttpRequest, job_id: UUID) -> HttpResponse:
     """End the job; a running one is told to stop."""
     by = acting(request, Scope.JOBS_WRITE)
     try:
-        job = services.cancel(job_id, by=by)
+        job = recorded.cancel(job_id, by=by)
     except NotFound as error:
         raise Http404 from error
     except EngineError as error:
@@ -76,7 +77,7 @@ def retry(request: HttpRequest, job_id: UUID) -> HttpResponse:
     """A new job that goes on where this one stopped."""
     by = acting(request, Scope.JOBS_WRITE)
     try:
-        job = continuing.retry(job_id, by=by)
+        job = recorded.retry(job_id, by=by)
     except NotFound as error:
         raise Http404 from error
     except EngineError as error:
@@ -100,7 +101,7 @@ def answer(request: HttpRequest, job_id: UUID, question_id: UUID) -> HttpRespons
         return _page(request, job, form=form, status=422)
     given = form.answer(request) if is_complete else None  # too late: `respond` says who was first
     try:
-        job = services.respond(job_id, by=by, answer=given, question_id=question_id)
+        job = recorded.respond(job_id, by=by, answer=given, question_id=question_id)
     except InvalidAnswer as error:
         form.take_faults(error.detail, error.errors)
         return _page(request, job, form=form, status=422)

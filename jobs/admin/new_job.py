@@ -20,7 +20,8 @@ from apikeys.scopes import Scope
 from engine.dashboard.access import acting
 from engine.dashboard.text import plain
 from engine.errors import EngineError
-from jobs import services, uploads
+from jobs import uploads
+from jobs.admin import recorded
 from jobs.admin.answer_forms import JSONText
 from jobs.models import Job
 from jobs.serializers import MOST_TASK_CHARS
@@ -151,7 +152,7 @@ def _submit(values: dict[str, Any], by: Caller) -> Job:
         timeout_seconds=values["timeout_seconds"],
     )
     with uploads.stored(values["input_files"], project_id=project.id, job_id=request.id) as (stored, keep):
-        job = services.submit(replace(request, files=stored), by=by, project=project)
+        job = recorded.submit(replace(request, files=stored), by=by, project=project)
         keep()
     return job
 

@@ -108,6 +108,7 @@ def get(by: Caller, endpoint_id: UUID) -> WebhookEndpoint:
 def ping(by: Caller, endpoint_id: UUID) -> Delivery:
     """Send a `webhook.ping` to an endpoint, to see whether it hears. Raises WebhookNotFound."""
     endpoint = get(by, endpoint_id)
+    audit(by, "webhook.pinged", f"webhook:{endpoint.id}", project=endpoint.project)
     return Delivery.objects.create(
         project_id=endpoint.project_id,
         endpoint_id=endpoint.id,
@@ -134,6 +135,7 @@ def redeliver(by: Caller, delivery_id: UUID) -> Delivery:
     delivery.tries_before, delivery.next_try_at = F("tries"), Now()
     delivery.save(update_fields=["state", "tries_before", "next_try_at"])
     delivery.refresh_from_db()
+    audit(by, "webhook.redelivered", f"delivery:{delivery.id}", project=delivery.project)
     return delivery
 
 

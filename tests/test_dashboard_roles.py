@@ -1,0 +1,221 @@
+"""Roles of people in the dashboard: which of them may do what, and that each thing done leaves an audit row."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import Group, User
+from django.core.management import call_command
+from django.test import Client
+
+from apikeys.models import AuditRow
+from engine.dashboard.roles import ROLES
+from jobs.admin.answer_forms import AnswerForm
+from jobs.models import Job
+from jobs.notifying.models import Delivery, WebhookEndpoint
+from tests.dashboard import asking, sole_question
+from tests.factories import make_key
+from tests.jobs import make_job, make_project, make_version
+
+pytestmark = pytest.mark.django_db
+
+NOBODY = "nobody"  # staff without a role
+EVERYBODY = ("viewer", "operator", "author", "admin")
+OPERATORS = ("operator", "admin")
+AUTHORS = ("author", "admin")
+ADMINS = ("admin",)
+
+
+@dataclass(frozen=True)
+class Action:
+    """Something that a page of the dashboard does when it is posted to."""
+
+    name: str
+    roles: tuple[str, ...]
+    # Makes what is acted on, and gives the address and the form.
+    prepare: Callable[[], tuple[str, dict[str, Any]]]
+    audit: str
+
+
+def _job_action(name: str, *, ended: bool = False) -> Callable[[], tuple[str, dict[str, Any]]]:
+    def prepare() -> tuple[str, dict[str, Any]]:
+        job = make_job()
+        if ended:
+            Job.objects.filter(id=job.id).update(
+                status="failed", finished_at=job.created_at, error={"code": "x", "message": "x"}
+            )
+        return f"/admin/jobs/job/{job.id}/{name}/", {}
+
+    return prepare
+
+
+def _answer() -> tuple[str, dict[str, Any]]:
+    job = asking()
+    question = sole_question(job)
+    return f"/admin/jobs/job/{job.id}/questions/{question.id}/", {
+        f"{AnswerForm(question).prefix}-answer": "yes"
+    }
+
+
+def _submit() -> tuple[str, dict[str, Any]]:
+    make_version()
+    form = {"task": "do it", "project": make_project().slug, "priority": "normal", "agent": "echo"}
+    return "/admin/jobs/job/new/", form
+
+
+def _new_key() -> tuple[str, dict[str, Any]]:
+    form = {"name": "import", "project": make_project().slug, "scopes": ["jobs:read"], "mode": "live"}
+    return "/admin/apikeys/apikey/add/", form
+
+
+def _revoke_key() -> tuple[str, dict[str, Any]]:
+    return f"/admin/apikeys/apikey/{make_key().key.id}/revoke/", {}
+
+
+def _project(**fields: Any) -> dict[str, Any]:
+    return {"name": "Shop", "on_weak_match": "ask", "discovery_cut": "q80", "weight": "1", **fields}
+
+
+def _new_project() -> tuple[str, dict[str, Any]]:
+    return "/admin/apikeys/project/add/", _project(slug="shop")
+
+
+def _change_project() -> tuple[str, dict[str, Any]]:
+    return f"/admin/apikeys/project/{make_project().id}/change/", _project(max_running="5")
+
+
+def _new_webhook() -> tuple[str, dict[str, Any]]:
+    form = {"url": "https://example.com/hook", "project": make_project().slug}
+    return "/admin/jobs/webhookendpoint/add/", form
+
+
+def _redeliver() -> tuple[str, dict[str, Any]]:
+    delivery = Delivery.objects.create(
+        project=make_project(),
+        channel="webhook",
+        receiver="https://192.0.2.1/",
+        event="job.failed",
+        state="failed",
+    )
+    return f"/admin/jobs/webhookendpoint/deliveries/{delivery.id}/redeliver/", {}
+
+
+def _webhook(action: str) -> Callable[[], tuple[str, dict[str, Any]]]:
+    def prepare() -> tuple[str, dict[str, Any]]:
+        endpoint = WebhookEndpoint.objects.create(
+            project=make_project(), url="https://192.0.2.1/hook", created_by="test"
+        )
+        return f"/admin/jobs/webhookendpoint/{endpoint.id}/{action}/", {}
+
+    return prepare
+
+
+ACTIONS = [
+    Action("submit a job", OPERATORS, _submit, "job.submitted"),
+    Action("cancel a job", OPERATORS, _job_action("cancel"), "job.cancelled"),
+    Action("retry a job", OPERATORS, _job_action("retry", ended=True), "job.retried"),
+    Action("answer a question", OPERATORS, _answer, "question.answered"),
+    Action("make a key", ADMINS, _new_key, "key.created"),
+    Action("revoke a key", ADMINS, _revoke_key, "key.revoked"),
+    Action("make a project", ADMINS, _new_project, "project.created"),
+    Action("change a project", ADMINS, _change_project, "project.changed"),
+    Action("make a webhook", ADMINS, _new_webhook, "webhook.created"),
+    Action("disable a webhook", ADMINS, _webhook("disable"), "webhook.changed"),
+    Action("ping a webhook", ADMINS, _webhook("ping"), "webhook.pinged"),
+    Action("send a delivery again", ADMINS, _redeliver, "webhook.redelivered"),
+    Action("rotate a webhook's secret", ADMINS, _webhook("rotate"), "webhook.rotated"),
+    Action("delete a webhook", ADMINS, _webhook("delete"), "webhook.deleted"),
+]
+PAGES = {
+    "/admin/jobs/job/": EVERYBODY,
+    "/admin/jobs/question/": EVERYBODY,
+    "/admin/jobs/worker/": EVERYBODY,
+    "/admin/agents/agent/": EVERYBODY,
+    "/admin/jobs/job/new/": OPERATORS,
+    "/admin/apikeys/apikey/": ADMINS,
+    "/admin/apikeys/apikey/add/": ADMINS,
+    "/admin/apikeys/project/": ADMINS,
+    "/admin/apikeys/project/add/": ADMINS,
+    "/admin/apikeys/auditrow/": ADMINS,
+    "/admin/jobs/webhookendpoint/": ADMINS,
+    "/admin/auth/user/": (),
+    "/admin/auth/group/": (),
+}
+
+
+def browser_of(role: str) -> Client:
+    """A browser in which a member of staff with this role alone has signed in."""
+    person = User.objects.create_user(f"the-{role}", is_staff=True)
+    if role != NOBODY:
+        person.groups.add(Group.objects.get(name=role))
+    client = Client()
+    client.force_login(person)
+    return client
+
+
+@pytest.mark.parametrize("role", [*EVERYBODY, NOBODY])
+@pytest.mark.parametrize("action", ACTIONS, ids=lambda action: action.name)
+def test_an_action_is_done_by_its_roles_alone_and_leaves_an_audit_row(action: Action, role: str) -> None:
+    address, form = action.prepare()
+
+    reply = browser_of(role).post(address, form)
+
+    rows = list(AuditRow.objects.values_list("action", "actor", "via", "ip"))
+    if role in action.roles:
+        assert reply.status_code in (200, 302), reply.content
+        assert rows == [(action.audit, f"user:the-{role}", "dashboard", "127.0.0.1")]
+    else:
+        assert reply.status_code == 403
+        assert rows == []
+
+
+@pytest.mark.parametrize("role", [*EVERYBODY, NOBODY])
+def test_a_page_is_seen_by_its_roles_alone(role: str) -> None:
+    make_project()
+    browser = browser_of(role)
+
+    seen = {address: browser.get(address).status_code for address in PAGES}
+
+    assert seen == {address: 200 if role in roles else 403 for address, roles in PAGES.items()}
+
+
+def test_the_sidebar_offers_what_a_role_may_see() -> None:
+    page = browser_of("viewer").get("/admin/").content.decode()
+
+    assert "/admin/jobs/job/" in page
+    assert "/admin/apikeys/apikey/" not in page
+    assert "/admin/auth/user/" not in page
+
+
+def test_migrating_makes_missing_roles_and_leaves_the_others_as_they_are() -> None:
+    Group.objects.get(name="viewer").permissions.clear()
+    Group.objects.get(name="author").delete()
+
+    call_command("migrate", verbosity=0)
+
+    assert set(Group.objects.values_list("name", flat=True)) == set(ROLES)
+    assert not Group.objects.get(name="viewer").permissions.exists()
+    assert Group.objects.get(name="author").permissions.count() == len(ROLES["author"])
+
+
+def test_people_and_their_roles_are_changed_by_superusers_with_an_audit_row_each() -> None:
+    root = Client()
+    root.force_login(User.objects.create_superuser("root"))
+    bob = User.objects.create_user("bob", is_staff=True)
+    form = {
+        "username": "bob",
+        "is_active": "on",
+        "is_staff": "on",
+        "groups": [Group.objects.get(name="operator").id],
+        "date_joined_0": "2026-01-01",
+        "date_joined_1": "00:00:00",
+    }
+
+    assert browser_of("admin").post(f"/admin/auth/user/{bob.id}/change/", form).status_code == 403
+    reply = root.post(f"/admin/auth/user/{bob.id}/change/", form)
+
+    assert reply.status_code == 302, reply.content
+    assert [group.name for group in bob.groups.all()] == ["operator"]
+    row = AuditRow.objects.get()
+    assert (row.action, row.object, row.actor) == ("person.changed", "person:bob", "user:root")
