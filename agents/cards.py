@@ -46,6 +46,8 @@ REQUIREMENT_PATTERN = (
     r"( *(==|>=|<=|~=|!=|>|<) *[A-Za-z0-9.*+!_-]+( *, *(==|>=|<=|~=|!=|>|<) *[A-Za-z0-9.*+!_-]+)*)?\Z"
 )
 FILE_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}\Z"
+# Nothing that breaks a line or steers a terminal, in what is shown on one line.
+LINE_PATTERN = r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]*\Z"
 HOST_PATTERN = (
     r"^(\*\.)?([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)*[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(:[0-9]{1,5})?\Z"
 )
@@ -53,6 +55,10 @@ HOST_PATTERN = (
 
 def _text(most: int, *, least: int = 0) -> dict[str, Any]:
     return {"type": "string", "minLength": least, "maxLength": most}
+
+
+def _line(most: int, *, least: int = 0) -> dict[str, Any]:
+    return {**_text(most, least=least), "pattern": LINE_PATTERN}
 
 
 def _list(items: dict[str, Any], most: int, *, unique: bool = False) -> dict[str, Any]:
@@ -63,13 +69,13 @@ def _object(**properties: dict[str, Any]) -> dict[str, Any]:
     return {"type": "object", "properties": properties, "additionalProperties": False}
 
 
-_TAGS = _list({"type": "string", "minLength": 1, "maxLength": 40}, 20, unique=True)
+_TAGS = _list(_line(40, least=1), 20, unique=True)
 # Ten examples are plenty: three to five good ones are what discovery gains most from.
 _EXAMPLES = _list(_text(1000, least=1), 10)
 _SKILL = {
     **_object(
         id={"type": "string", "pattern": r"^[a-z0-9][a-z0-9_.-]{0,79}\Z"},
-        name=_text(120, least=1),
+        name=_line(120, least=1),
         description=_text(2000),
         tags=_TAGS,
         examples=_EXAMPLES,
@@ -80,7 +86,7 @@ _SKILL = {
 CARD_SCHEMA: dict[str, Any] = {
     **_object(
         slug={"type": "string", "pattern": SLUG_PATTERN[:-1] + r"\Z", "maxLength": SLUG_MAX_LENGTH},
-        name=_text(120, least=1),
+        name=_line(120, least=1),
         description=_text(4000, least=1),
         summary=_text(2000),
         kind={"enum": list(AgentVersion.Kind.values)},
@@ -111,7 +117,7 @@ CARD_SCHEMA: dict[str, Any] = {
             "maxProperties": 50,
         },
         instructions=_text(50_000),
-        model=_text(120),
+        model=_line(120),
         tools=_list({"enum": list(LLM_TOOLS)}, len(LLM_TOOLS), unique=True),
         settings=_object(
             temperature={"type": "number", "minimum": 0, "maximum": 2},
@@ -250,6 +256,8 @@ def _sentence(keyword: Any, wanted: Any, message: str) -> str:
             return f"Not one of {', '.join(map(str, wanted))}"
         case "pattern" if wanted == REQUIREMENT_PATTERN:
             return "Not a package name with version pins, such as httpx==0.28.1"
+        case "pattern" if wanted == LINE_PATTERN:
+            return "Line breaks and control characters are not accepted here"
         case "pattern":
             return f"This must match {wanted.replace(chr(92) + 'Z', '$')}"
         case "oneOf":

@@ -7,7 +7,7 @@ from rest_framework import serializers
 from agents.discovery import MAX_LIMIT, Filters
 from agents.health import health, success_rate, typical_duration
 from agents.models import Agent, AgentStats, AgentVersion
-from engine.serializers import StrictSerializer
+from engine.serializers import LineField, StrictSerializer
 
 MAX_TASK_LENGTH = 100_000
 
@@ -127,7 +127,7 @@ class FiltersSerializer(StrictSerializer):
     """Which agents are ranked at all."""
 
     # All of these tags.
-    tags = serializers.ListField(child=serializers.CharField(max_length=40), max_length=20, default=list)
+    tags = serializers.ListField(child=LineField(max_length=40), max_length=20, default=list)
     # One of these kinds.
     kinds = serializers.ListField(
         child=serializers.ChoiceField(choices=AgentVersion.Kind.choices), max_length=10, default=list

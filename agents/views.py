@@ -5,6 +5,7 @@ from http import HTTPStatus
 from typing import Any
 
 from django.db.models import Q
+from django.http import HttpResponseBase
 from drf_spectacular.utils import OpenApiParameter, extend_schema
 from rest_framework.request import Request
 from rest_framework.response import Response
@@ -22,7 +23,9 @@ from agents.serializers import (
     VersionSummarySerializer,
 )
 from apikeys.callers import caller
+from apikeys.idempotency import IDEMPOTENCY_KEY, idempotent
 from apikeys.scopes import Scope
+from engine.conditional import IF_NONE_MATCH, json_answer
 from engine.openapi import PAGE_QUERY, page_of
 from engine.pages import PAGE_PARAMS, paginate
 from engine.query import Convert, one_of, query_params, text
@@ -75,7 +78,13 @@ class AgentsView(APIView):  # GET, POST /api/v1/agents
         page = paginate(services.agents(caller(request)).filter(conditions), params)
         return Response(page.as_json(_summaries))
 
-    @extend_schema(operation_id="agents_register", request=CARD, responses={201: AgentSerializer})
+    @extend_schema(
+        operation_id="agents_register",
+        parameters=[IDEMPOTENCY_KEY],
+        request=CARD,
+        responses={200: AgentSerializer, 201: AgentSerializer},
+    )
+    @idempotent
     def post(self, request: Request) -> Response:
         """Register an agent, or a new version of one; 200 if nothing has changed."""
         version, is_new = services.put(caller(request), request.data)
@@ -87,12 +96,18 @@ class AgentView(APIView):  # GET, PATCH, DELETE /api/v1/agents/{slug}
 
     required_scope = READ_OR_WRITE
 
-    @extend_schema(operation_id="agents_get", responses=AgentSerializer)
-    def get(self, request: Request, slug: str) -> Response:
+    @extend_schema(
+        operation_id="agents_get", parameters=[IF_NONE_MATCH], responses={200: AgentSerializer, 304: None}
+    )
+    def get(self, request: Request, slug: str) -> HttpResponseBase:
         """Its current version."""
-        return _agent(services.get(caller(request), slug))
+        query_params(request, {})
+        agent = services.get(caller(request), slug)
+        return json_answer(request, AgentSerializer(services.current(agent)).data)
 
-    @extend_schema(operation_id="agents_change", request=CARD, responses=AgentSerializer)
+    @extend_schema(
+        operation_id="agents_change", request=CARD, responses={200: AgentSerializer, 201: AgentSerializer}
+    )
     def patch(self, request: Request, slug: str) -> Response:
         """A new version with some fields replaced; 200 if nothing has changed, 201 otherwise."""
         version, is_new = services.patch(caller(request), slug, request.data)
@@ -135,11 +150,16 @@ class VersionView(APIView):  # GET /api/v1/agents/{slug}/versions/{number}
 
     required_scope = READ_OR_WRITE
 
-    @extend_schema(operation_id="agent_versions_get", responses=AgentSerializer)
-    def get(self, request: Request, slug: str, number: int) -> Response:
+    @extend_schema(
+        operation_id="agent_versions_get",
+        parameters=[IF_NONE_MATCH],
+        responses={200: AgentSerializer, 304: None},
+    )
+    def get(self, request: Request, slug: str, number: int) -> HttpResponseBase:
         """As it was registered."""
+        query_params(request, {})
         version = services.version_of(services.get(caller(request), slug), number)
-        return Response(AgentSerializer(version).data)
+        return json_answer(request, AgentSerializer(version).data)
 
 
 class DiffView(APIView):  # GET /api/v1/agents/{slug}/versions/{older}/diff/{newer}
@@ -150,6 +170,7 @@ class DiffView(APIView):  # GET /api/v1/agents/{slug}/versions/{older}/diff/{new
     @extend_schema(operation_id="agent_versions_diff", responses=DiffSerializer)
     def get(self, request: Request, slug: str, older: int, newer: int) -> Response:
         """What changed from one to the other."""
+        query_params(request, {})
         agent = services.get(caller(request), slug)
         return Response(services.diff(services.version_of(agent, older), services.version_of(agent, newer)))
 

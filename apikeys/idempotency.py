@@ -15,6 +15,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 from django.core.files.uploadedfile import UploadedFile
 from django.db import OperationalError, connection, transaction
 from django.http import HttpResponse, QueryDict
+from drf_spectacular.utils import OpenApiParameter
 from psycopg.errors import LockNotAvailable
 from rest_framework.renderers import JSONRenderer
 from rest_framework.request import Request
@@ -31,6 +32,8 @@ from apikeys.errors import (
 from apikeys.models import IdempotencyRecord, Project
 from apikeys.queries import claim_idempotency_key
 from engine.problems import as_engine_error, respond
+
+IDEMPOTENCY_KEY = OpenApiParameter("Idempotency-Key", str, OpenApiParameter.HEADER)
 
 P = ParamSpec("P")
 V = TypeVar("V", bound=APIView)

@@ -9,6 +9,7 @@ from apikeys.callers import Caller
 from apikeys.errors import ScopeMissing
 from apikeys.throttling import count
 from engine.problems import Forbidden, NotAuthenticated
+from engine.query import query_params
 
 if TYPE_CHECKING:
     from rest_framework.views import APIView  # it imports this module: DEFAULT_..._CLASSES
@@ -36,9 +37,16 @@ class HasScope(BasePermission):
         if scope is None:
             raise Forbidden
         if by.may(scope) or (getattr(view, "takes_run_scope", False) and by.runs_only()):
+            self._refuse_query(request, method)
             return True
         count(request)  # a refused request counts as one all the same
         raise ScopeMissing(f"This needs the scope {scope}", missing_scope=scope)
+
+    def _refuse_query(self, request: Request, method: str) -> None:
+        """What changes something takes no query parameters; each GET names its own."""
+        if method != "GET" and request.query_params:
+            count(request)
+            query_params(request, {})
 
 
 def required_scope(view: "type[APIView] | APIView", method: str) -> str | None:

@@ -10,7 +10,7 @@ from rest_framework.exceptions import ValidationError
 from apikeys.models import ApiKey, Project
 from apikeys.scopes import is_scope
 from apikeys.secret import MODES
-from engine.serializers import StrictSerializer
+from engine.serializers import LineField, StrictSerializer
 
 MAX_OVERLAP = timedelta(days=30)
 MAX_INT = 2**31 - 1
@@ -69,7 +69,7 @@ class KeyBudgetSerializer(StrictSerializer):
 class KeySettings(StrictSerializer):
     """The body of PATCH /api/v1/admin/keys/:id. Not a partial serializer: that would let windows be partial."""
 
-    name = serializers.CharField(max_length=100, required=False)
+    name = LineField(max_length=100, required=False)
     scopes = ScopesField(required=False)
     windows = WindowSerializer(many=True, required=False, max_length=5)  # type: ignore[call-arg]  # not in the stubs
     max_concurrent_jobs = serializers.IntegerField(
@@ -89,7 +89,7 @@ class KeySettings(StrictSerializer):
 class NewKey(KeySettings):
     """The body of POST /api/v1/admin/keys."""
 
-    name = serializers.CharField(max_length=100)
+    name = LineField(max_length=100)
     scopes = ScopesField()
     mode = serializers.ChoiceField(choices=MODES, default="live")
 
@@ -145,7 +145,7 @@ class KeyWithSecretSerializer(KeySerializer):
 class ProjectSettings(StrictSerializer):
     """The body of PATCH /api/v1/admin/projects/:slug; null limits nothing."""
 
-    name = serializers.CharField(max_length=200, required=False)
+    name = LineField(max_length=200, required=False)
     max_running = serializers.IntegerField(required=False, allow_null=True, min_value=0, max_value=MAX_INT)
     max_queued = serializers.IntegerField(required=False, allow_null=True, min_value=0, max_value=MAX_INT)
     weight = serializers.IntegerField(required=False, min_value=1, max_value=1000)

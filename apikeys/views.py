@@ -62,6 +62,7 @@ class KeyView(APIView):  # GET, PATCH, DELETE /api/v1/admin/keys/{id}
     @extend_schema(operation_id="keys_get", responses=KeySerializer)
     def get(self, request: Request, key_id: UUID) -> Response:
         """Everything about it but the secret."""
+        query_params(request, {})
         return Response(KeySerializer(services.get_key(caller(request), key_id)).data)
 
     @extend_schema(operation_id="keys_change", request=KeySettings, responses=KeySerializer)
@@ -146,6 +147,7 @@ class ProjectView(APIView):  # GET, PATCH /api/v1/admin/projects/{slug}
     @extend_schema(operation_id="projects_get", responses=ProjectSerializer)
     def get(self, request: Request, slug: str) -> Response:
         """Its preferences and limits."""
+        query_params(request, {})
         return Response(ProjectSerializer(services.get_project(caller(request), slug)).data)
 
     @extend_schema(operation_id="projects_change", request=ProjectSettings, responses=ProjectSerializer)

@@ -50,6 +50,12 @@ def check_url(url: str) -> None:
     parts = urlsplit(url)
     if "@" in parts.netloc:
         raise AddressRefused("A URL with a user or password in it would stand in logs: leave them out.")
+    try:
+        port = parts.port
+    except ValueError:
+        port = 0
+    if port == 0:
+        raise AddressRefused("The port must be a number from 1 to 65535.")
     host = parts.hostname or ""
     try:
         check(host, is_plain=parts.scheme == "http")

@@ -1,10 +1,24 @@
 """What every serializer of a request body inherits."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from rest_framework import serializers
 from rest_framework.exceptions import ErrorDetail, ValidationError
+
+_NOT_ON_A_LINE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
+
+class LineField(serializers.CharField):
+    """Text that is shown on one line: nothing in it breaks the line or steers a terminal."""
+
+    def to_internal_value(self, data: Any) -> str:
+        """The text without spaces around it. Raises ValidationError."""
+        text: str = super().to_internal_value(data)
+        if _NOT_ON_A_LINE.search(text):
+            raise ValidationError("Line breaks and control characters are not accepted here.")
+        return text
 
 
 class StrictSerializer(serializers.Serializer[Any]):

@@ -59,6 +59,8 @@ def answer_page(request: HttpRequest, token: str) -> HttpResponse:
         question, link = _question(token)
         if request.method != "POST":
             _check_open(question)
+            if _wants_json(request):
+                return JsonResponse(QuestionSerializer(question).data)
             return _page(request, question, AnswerForm(question))
         if _content_type(request) == "application/json":
             return _take_json(request, question, link)
@@ -141,9 +143,7 @@ def _refusal(request: HttpRequest, error: EngineError) -> HttpResponse:
     """The same refusal for people and for programs. With its question closed, a link is over too."""
     if isinstance(error, QuestionClosed):
         error = LinkExpired(error.detail)
-    if _content_type(request) == "application/json" or "application/json" in request.headers.get(
-        "Accept", ""
-    ):
+    if _content_type(request) == "application/json" or _wants_json(request):
         return problem(error, request)
     response = _render(request, "jobs/answer/refused.html", {"error": error}, status=error.status)
     for name, value in error.headers.items():
@@ -155,6 +155,10 @@ def _render(
     request: HttpRequest, template: str, context: dict[str, Any], *, status: int = 200
 ) -> HttpResponse:
     return HttpResponse(render_to_string(template, context, request), status=status)
+
+
+def _wants_json(request: HttpRequest) -> bool:
+    return "application/json" in request.headers.get("Accept", "")
 
 
 def _content_type(request: HttpRequest) -> str:

@@ -12,17 +12,17 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from apikeys.callers import caller
-from apikeys.idempotency import idempotent
+from apikeys.idempotency import IDEMPOTENCY_KEY, idempotent
 from apikeys.scopes import Scope
 from engine.errors import EngineError, ValidationFailed
 from engine.problems import Forbidden, as_engine_error
+from engine.query import query_params
 from engine.serializers import StrictSerializer
 from jobs import bulk, continuing, pausing, services
 from jobs.requests import read_job
 from jobs.serializers import QUEUE_NAME, JobSerializer, job_url
 from jobs.views import check_may_run
 
-IDEMPOTENCY_KEY = OpenApiParameter("Idempotency-Key", str, OpenApiParameter.HEADER)
 ITEMS: dict[str, serializers.Field[Any, Any, Any, Any]] = {
     "items": serializers.ListField(child=serializers.DictField())
 }
@@ -95,6 +95,7 @@ class CheckpointsView(APIView):
     @extend_schema(operation_id="jobs_checkpoints", responses=inline_serializer("Checkpoints", ITEMS))
     def get(self, request: Request, job_id: UUID) -> Response:
         """List the finished entries of a job's journal: what a retry or fork goes on from."""
+        query_params(request, {})
         found = continuing.checkpoints(job_id, by=caller(request))
         return Response(
             {
@@ -175,6 +176,7 @@ class QueuesView(APIView):
     @extend_schema(operation_id="queues_list", responses=inline_serializer("Queues", ITEMS))
     def get(self, request: Request) -> Response:
         """List queues: how many jobs wait (10,000 means at least so many), since when, and whether it is paused."""
+        query_params(request, {})
         return Response(
             {
                 "items": [

@@ -12,7 +12,7 @@ from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
 from engine.outgoing import AddressRefused, check_url
-from engine.serializers import StrictSerializer
+from engine.serializers import LineField, StrictSerializer
 from jobs import usage
 from jobs.execution.outcomes import Used
 from jobs.models import Artifact, Attempt, Job, Question
@@ -75,7 +75,7 @@ class JobRequestSerializer(StrictSerializer):
     max_attempts = serializers.IntegerField(min_value=1, max_value=20, required=False, allow_null=True)
     queue = serializers.RegexField(rf"^{QUEUE_NAME}\Z", required=False, allow_null=True)
     tags = serializers.ListField(
-        child=serializers.CharField(max_length=MOST_TAG_CHARS),
+        child=LineField(max_length=MOST_TAG_CHARS),
         max_length=MOST_TAGS,
         required=False,
         allow_null=True,
@@ -158,7 +158,7 @@ class AnswerSerializer(StrictSerializer):
 class LinkSerializer(StrictSerializer):
     """Whom a link is for, and how long it works."""
 
-    holder = serializers.CharField(max_length=200, required=False, help_text="Such as an e-mail address.")
+    holder = LineField(max_length=200, required=False, help_text="Such as an e-mail address.")
 
     def validate_holder(self, value: str) -> str:
         """One line: it is shown as who answered, in logs and on pages."""

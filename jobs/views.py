@@ -1,6 +1,5 @@
 """Jobs, their logs, files and questions over HTTP. Each view reads the request, calls one service, shapes the reply."""
 
-import hashlib
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -12,7 +11,6 @@ from uuid import UUID
 from django.core.files.uploadedfile import UploadedFile
 from django.db.models import Prefetch, QuerySet
 from django.http import HttpResponse, HttpResponseBase, QueryDict, StreamingHttpResponse
-from django.utils.cache import get_conditional_response
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiParameter, OpenApiResponse, extend_schema, inline_serializer
 from rest_framework import serializers
@@ -23,9 +21,10 @@ from rest_framework.views import APIView
 
 from apikeys.callers import Caller, caller
 from apikeys.errors import ScopeMissing
-from apikeys.idempotency import idempotent
+from apikeys.idempotency import IDEMPOTENCY_KEY, idempotent
 from apikeys.models import Project
 from apikeys.scopes import Scope, run_scope
+from engine.conditional import IF_NONE_MATCH, json_answer
 from engine.errors import FieldError, ValidationFailed
 from engine.gate import StrictJSONParser, StrictMultiPartParser, parse_json
 from engine.openapi import PAGE_QUERY, page_of
@@ -148,7 +147,7 @@ class JobsView(APIView):
 
     @extend_schema(
         operation_id="jobs_submit",
-        parameters=[WAIT, OpenApiParameter("Idempotency-Key", str, OpenApiParameter.HEADER)],
+        parameters=[WAIT, IDEMPOTENCY_KEY],
         request={"application/json": JobRequestSerializer, "multipart/form-data": JobFormSerializer},
         responses={201: JobSerializer},
     )
@@ -264,13 +263,13 @@ class JobView(APIView):
 
     @extend_schema(
         operation_id="jobs_get",
-        parameters=[WAIT, OpenApiParameter("If-None-Match", str, OpenApiParameter.HEADER)],
+        parameters=[WAIT, IF_NONE_MATCH],
         responses={200: JobSerializer, 304: None},
     )
     def get(self, request: Request, job_id: UUID) -> HttpResponseBase:
         """A job with its questions, attempts, files and result."""
         query_params(request, {})
-        return job_answer(request, services.get(job_id, by=caller(request)))
+        return json_answer(request, JobSerializer(services.get(job_id, by=caller(request))).data)
 
     @extend_schema(operation_id="jobs_cancel", responses={200: JobSerializer, 202: JobSerializer})
     def delete(self, request: Request, job_id: UUID) -> Response:
@@ -280,14 +279,6 @@ class JobView(APIView):
         job = services.get(job_id, by=by)
         is_over = job.status == Job.Status.CANCELLED
         return Response(JobSerializer(job).data, status=HTTPStatus.OK if is_over else HTTPStatus.ACCEPTED)
-
-
-def job_answer(request: Request, job: Job) -> HttpResponseBase:
-    """The job as a whole answer, or 304 if the client has this very state."""
-    body = JSONRenderer().render(JobSerializer(job).data)
-    response = HttpResponse(body, content_type="application/json")
-    response["ETag"] = etag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
-    return get_conditional_response(request._request, etag=etag, response=response) or response
 
 
 # --- events ---
@@ -436,7 +427,7 @@ class ArtifactView(APIView):
         parameters=[
             query("inline", "Show images, text, CSV, Markdown and JSON instead of downloading them.", bool),
             OpenApiParameter("Range", str, OpenApiParameter.HEADER),
-            OpenApiParameter("If-None-Match", str, OpenApiParameter.HEADER),
+            IF_NONE_MATCH,
         ],
         responses={
             (200, "application/octet-stream"): OpenApiTypes.BINARY,

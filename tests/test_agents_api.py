@@ -272,3 +272,43 @@ def test_a_megabyte_is_refused_before_anything_is_embedded(client: APIClient, wo
 
 def test_discover_is_no_slug(client: APIClient) -> None:
     assert client.get(f"{AGENTS}/discover").status_code == 405
+
+
+@pytest.mark.parametrize("rest", ["", "/versions/1"])
+def test_an_agent_that_has_not_changed_is_a_304(client: APIClient, rest: str) -> None:
+    register(client)
+    first = client.get(f"{AGENTS}/echo{rest}")
+    same = client.get(f"{AGENTS}/echo{rest}", headers={"If-None-Match": first["ETag"]})
+    client.patch(f"{AGENTS}/echo", {"description": "Another"})
+    after = client.get(f"{AGENTS}/echo", headers={"If-None-Match": first["ETag"]})
+
+    assert (first.status_code, same.status_code, same.content) == (200, 304, b"")
+    assert same["ETag"] == first["ETag"]
+    assert after.status_code == 200
+
+
+def test_an_agent_registered_again_with_its_idempotency_key_answers_as_at_first(client: APIClient) -> None:
+    first = client.post(AGENTS, make_card(), headers={"Idempotency-Key": "once"})
+    again = client.post(AGENTS, make_card(), headers={"Idempotency-Key": "once"})
+    other = client.post(AGENTS, make_card(description="Else"), headers={"Idempotency-Key": "once"})
+
+    assert (first.status_code, again.status_code, other.status_code) == (201, 201, 422)
+    assert again["Idempotency-Replayed"] == "true"
+    assert again.json() == first.json()
+
+
+@pytest.mark.parametrize(
+    ("fields", "pointer"),
+    [
+        ({"name": "two\nlines"}, "/name"),
+        ({"tags": ["a\x1b[31m"]}, "/tags/0"),
+        ({"kind": "llm", "source": {}, "instructions": "x", "model": "gpt\n5"}, "/model"),
+        ({"skills": [{"name": "a\u2028b"}]}, "/skills/0/name"),
+    ],
+)
+def test_what_is_shown_on_one_line_holds_no_break(
+    client: APIClient, fields: dict[str, Any], pointer: str
+) -> None:
+    answer = client.post(AGENTS, make_card(**fields))
+
+    assert (answer.status_code, pointers(answer)) == (422, [pointer])

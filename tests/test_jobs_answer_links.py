@@ -302,3 +302,37 @@ def test_links_are_made_by_those_who_may_answer_and_for_open_questions() -> None
     assert other.client.post(address).json()["code"] == missing.json()["code"] == "question_not_found"
     services.respond(job.id, by=make_caller(job.project), answer="first")
     assert key_for(job, "jobs:respond").client.post(address).json()["code"] == "question_closed"
+
+
+def test_a_program_reads_the_question_as_json() -> None:
+    job = asking(None, {"prompt": "Which tone?", "schema": {"type": "string"}})
+    url = link_to(sole_question(job))
+
+    shown = Client().get(url, headers={"Accept": "application/json"})
+    unknown = Client().get("/answer/none", headers={"Accept": "application/json"})
+
+    assert (shown.status_code, shown["Content-Type"]) == (200, "application/json")
+    assert (shown.json()["prompt"], shown.json()["status"]) == ("Which tone?", "open")
+    assert (unknown.status_code, unknown["Content-Type"]) == (404, "application/problem+json")
+
+
+@pytest.mark.parametrize(
+    ("spec", "sentence"),
+    [
+        ({"kind": "confirm", "schema": {"type": "boolean"}}, "Choose yes or no."),
+        ({**APPROVAL, "schema": {"type": "object", "required": ["x"]}}, "press one of the buttons"),
+        (
+            {"kind": "multi_choice", "choices": ["a"], "schema": {"type": "array", "minItems": 1}},
+            "Choose at least one.",
+        ),
+    ],
+)
+def test_a_form_in_which_nothing_was_chosen_says_what_to_do(spec: dict[str, Any], sentence: str) -> None:
+    job = asking(None, spec)
+
+    answer = Client().post(link_to(sole_question(job)), {})
+
+    page = unescape(answer.content.decode())
+    assert answer.status_code == 422
+    assert sentence in page
+    assert not re.search(r"is not of type|should be non-empty|is not one of|is too short", page)

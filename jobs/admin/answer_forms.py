@@ -113,11 +113,26 @@ class AnswerForm(forms.Form):
 
     def take_faults(self, detail: str, errors: list[FieldError]) -> None:
         """Show at each field what the question's schema has against it."""
+        if nothing := self._nothing_chosen():
+            self.add_error(None, nothing)
+            return
         names = {f"/answer/{name}": f"f{index}" for index, name in enumerate(_properties(self.question))}
         for error in errors:
             self.add_error(names.get(error["pointer"]), error["detail"])
         if not errors:
             self.add_error(None, detail)
+
+    def _nothing_chosen(self) -> str:
+        """What to do where the form came without a button or a choice; empty if there was one."""
+        match self.question.kind:
+            case Question.Kind.CONFIRM if self.data.get("answer") not in ("yes", "no"):
+                return "Choose yes or no."
+            case Question.Kind.APPROVAL if not self.data.get("answer"):
+                return "Choose what to do: press one of the buttons."
+            case Question.Kind.MULTI_CHOICE if not self.cleaned_data.get("answer"):
+                return "Choose at least one."
+            case _:
+                return ""
 
 
 def _fields(question: Question) -> dict[str, forms.Field]:

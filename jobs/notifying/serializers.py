@@ -5,7 +5,7 @@ from typing import Any
 from django.core.validators import URLValidator
 from rest_framework import serializers
 
-from engine.serializers import StrictSerializer
+from engine.serializers import LineField, StrictSerializer
 from jobs.notifying.models import EVENTS, Delivery, WebhookEndpoint
 
 
@@ -27,7 +27,7 @@ class WebhookSettings(StrictSerializer):
         max_length=2000, validators=[URLValidator(schemes=["http", "https"])], required=False
     )
     events = EventsField(required=False, help_text="Which events it hears; empty: all.")
-    description = serializers.CharField(max_length=500, allow_blank=True, required=False)
+    description = LineField(max_length=500, allow_blank=True, required=False)
     enabled = serializers.BooleanField(required=False)
 
 
@@ -36,7 +36,7 @@ class NewWebhook(StrictSerializer):
 
     url = serializers.CharField(max_length=2000, validators=[URLValidator(schemes=["http", "https"])])
     events = EventsField(required=False, default=list, help_text="Which events it hears; empty: all.")
-    description = serializers.CharField(max_length=500, allow_blank=True, required=False, default="")
+    description = LineField(max_length=500, allow_blank=True, required=False, default="")
 
 
 class WebhookSerializer(serializers.ModelSerializer[WebhookEndpoint]):

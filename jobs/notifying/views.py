@@ -11,6 +11,7 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from apikeys.callers import Caller, caller
+from apikeys.idempotency import IDEMPOTENCY_KEY, idempotent
 from apikeys.scopes import Scope
 from engine.openapi import PAGE_QUERY, page_of
 from engine.pages import PAGE_PARAMS, paginate
@@ -62,6 +63,7 @@ class WebhookView(APIView):  # GET, PATCH, DELETE /api/v1/webhooks/{id}
     @extend_schema(operation_id="webhooks_get", responses=WebhookSerializer)
     def get(self, request: Request, webhook_id: UUID) -> Response:
         """Everything about it but the secret."""
+        query_params(request, {})
         return Response(WebhookSerializer(services.get(caller(request), webhook_id)).data)
 
     @extend_schema(operation_id="webhooks_change", request=WebhookSettings, responses=WebhookSerializer)
@@ -95,7 +97,13 @@ class PingWebhookView(APIView):  # POST /api/v1/webhooks/{id}/ping
 
     required_scope = Scope.ADMIN_WEBHOOKS
 
-    @extend_schema(operation_id="webhooks_ping", request=None, responses={202: DeliverySerializer})
+    @extend_schema(
+        operation_id="webhooks_ping",
+        parameters=[IDEMPOTENCY_KEY],
+        request=None,
+        responses={202: DeliverySerializer},
+    )
+    @idempotent
     def post(self, request: Request, webhook_id: UUID) -> Response:
         """Send `webhook.ping`; the delivery tells how it went."""
         validated(StrictSerializer, request)
