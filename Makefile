@@ -4,7 +4,7 @@ BIN := .venv/bin
 LOCK := $(BIN)/uv pip compile --universal --generate-hashes --no-header --python-version 3.11 --quiet
 export PYTHON
 
-.PHONY: run install test lint bench lock chaos drain guards drill-people
+.PHONY: run install test lint bench lock chaos drain guards walk drill-people
 
 run:
 	@requirements/install runtime
@@ -60,6 +60,12 @@ guards:
 	@requirements/install test
 	@$(BIN)/python manage.py build_runtime
 	@exec $(BIN)/python -m drills.guards
+
+# Tests that take minutes each: a fault at every place of every transaction, deploys under load.
+walk:
+	@requirements/install test
+	@$(BIN)/python manage.py build_runtime
+	@exec $(BIN)/python -m pytest -q -m drill
 
 # A job with steps, `once` steps and a question, its worker killed at every 25 ms of its life.
 drill-people:

@@ -315,7 +315,7 @@ def _try(guard: Guard, tree: Path, home: Path) -> bool:
 def _verdict(test: str, tree: Path, home: Path) -> str:
     # No byte code: two versions of a file within one second have the same time, and Python would take the old one.
     environment = os.environ | {"ENGINE_HOME": str(home), "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", test]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-m", "", "-p", "no:cacheprovider", test]
     try:
         ended = subprocess.run(
             command,

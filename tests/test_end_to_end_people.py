@@ -205,6 +205,7 @@ def test_webhooks_outlive_the_workers_that_send_them(site: Site, receiver: Recei
     assert time.monotonic() - started < 75
 
 
+@pytest.mark.drill
 def test_a_worker_may_be_killed_at_any_moment(site: Site) -> None:
     """The short form of `make drill-people`."""
     drill = Drill(site.instance, site.instance.key())

@@ -4,6 +4,8 @@
 import random
 from pathlib import Path
 
+import pytest
+
 from drills import chaos, drain
 
 
@@ -27,6 +29,7 @@ def test_a_minute_of_every_fault_loses_and_doubles_nothing(tmp_path: Path) -> No
     assert done.field.effects.total > 0
 
 
+@pytest.mark.drill
 def test_restarts_under_load_charge_no_attempt_and_lose_nothing(tmp_path: Path) -> None:
     plan = drain.plan_of(3, workers=2, seed=random.SystemRandom().randrange(10**6))
 

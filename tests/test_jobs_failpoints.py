@@ -454,6 +454,7 @@ class Restarted:
             self.program.printed("serves queues")
 
 
+@pytest.mark.drill
 def test_worker_and_web_process_go_on_after_faults_at_every_place(walk: Walk) -> None:
     web = walk.start("serve", "--port", "0", failpoint="*:raise,*:cut,*:sleep:0.5")
     url = web.printed(r"Engine serves (http://\S+)")[1]
@@ -516,6 +517,7 @@ def die_serving(walk: Walk, name: str) -> bool:
     return reached(web) == {name}
 
 
+@pytest.mark.drill
 def test_pruning_may_die_or_lose_its_database_at_any_place(walk: Walk) -> None:
     worker = walk.instance.worker()
     completed = walk.completed()
