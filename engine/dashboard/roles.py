@@ -5,6 +5,8 @@ What a permission allows stands in `apikeys.callers.STAFF_PERMISSIONS` and at ea
 
 from typing import Any
 
+from django.apps import apps as installed
+
 _VIEWER = ("jobs.view_job", "jobs.view_question", "jobs.view_worker", "agents.view_agent")
 # Submit, cancel, retry and answer; pause queues and drain workers.
 _OPERATOR = ("jobs.add_job", "jobs.change_question", "jobs.change_queue", "jobs.change_worker")
@@ -30,7 +32,7 @@ ROLES: dict[str, tuple[str, ...]] = {
 }
 
 
-def make_roles(apps: Any, using: str, **_: Any) -> None:
+def make_roles(using: str, apps: Any = installed, **_: Any) -> None:
     """Make the roles that are missing; one that is there stays as its installation wants it.
 
     After each `migrate` (a signal's receiver), not in one migration: Django makes permissions only after the
