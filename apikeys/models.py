@@ -60,6 +60,12 @@ class Project(models.Model):
     storage_bytes = models.PositiveBigIntegerField(null=True, blank=True)
     # Jobs submitted in a calendar month (UTC).
     monthly_jobs = models.PositiveIntegerField(null=True, blank=True)
+    # What `monthly_jobs` is held against: the first day of the month that was counted, and the jobs since.
+    month = models.DateField(null=True, editable=False)
+    month_jobs = models.PositiveIntegerField(default=0, db_default=0, editable=False)
+    # What `storage_bytes` is held against: the sum as it was then, and what was uploaded since.
+    stored_bytes = models.PositiveBigIntegerField(default=0, db_default=0, editable=False)
+    stored_at = models.DateTimeField(null=True, editable=False)
     on_weak_match = models.CharField(
         max_length=10, choices=OnWeakMatch, default=OnWeakMatch.RUN, db_default=OnWeakMatch.RUN
     )

@@ -186,7 +186,8 @@ def change_project(by: Caller, slug: str, **changes: Any) -> Project:
     for column, value in changes.items():
         setattr(project, column, value)
     if changes:
-        project.save(update_fields=list(changes))
+        project.month = project.stored_at = None  # counted anew: without a limit nothing was
+        project.save(update_fields=[*changes, "month", "stored_at"])
         audit(by, "project.changed", project, **changes)
     return project
 

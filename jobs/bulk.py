@@ -7,7 +7,7 @@ from uuid import UUID
 from apikeys.callers import Caller
 from apikeys.models import Project
 from engine.errors import EngineError
-from jobs import failpoints, inserting, services, wakeups
+from jobs import failpoints, inserting, room, services, wakeups
 from jobs.models import Job
 from jobs.services import Birth, JobRequest
 
@@ -27,9 +27,9 @@ class Submitted:
 def submit(requests: Sequence[JobRequest], *, by: Caller, project: Project) -> list[Submitted]:
     """Store these jobs, in one transaction. A named agent or a repeated task is looked up once.
 
-    The whole is refused (QueueFull) when the project's queue has no room for all of them.
+    The whole is refused when the project or the key has no room for all of them (see `room.claim`).
     """
-    services.check_room(project, wanted=len(requests))
+    room.claim(project, key=by.key, jobs=len(requests))
     births: dict[tuple[str, str], Birth | EngineError] = {}
     results: list[Submitted] = []
     rows: list[tuple[JobRequest, Birth]] = []

@@ -14,7 +14,7 @@ from uuid_utils.compat import uuid7
 
 from apikeys.callers import Caller
 from engine.problems import pointer_part
-from jobs import answers, failpoints, queries, services, wakeups
+from jobs import answers, failpoints, queries, room, services, wakeups
 from jobs.errors import CheckpointNotFound, JobNotRetryable
 from jobs.models import InputFile, Job, Question, Step
 
@@ -75,6 +75,7 @@ def fork(job_id: UUID, *, checkpoint: str, given: Mapping[str, Any], by: Caller)
 
 
 def _continue(old: Job, most: int, *, by: Caller, reason: str) -> Job:
+    room.claim(old.project, key=by.key)
     now = services.database_time()
     new = Job(
         id=uuid7(),

@@ -15,7 +15,7 @@ from apikeys.models import ApiKey
 from apikeys.scopes import Scope
 from apikeys.services import has_expired
 from engine.errors import EngineError
-from jobs import services
+from jobs import room
 from jobs.execution.outcomes import ChildSpec
 from jobs.execution.ports import ChildRefused, ChildRequest
 from jobs.models import Job
@@ -64,7 +64,7 @@ def prepare(parent_id: UUID, request: ChildRequest) -> ChildSpec:
     _check_caps(parent, request.before)
     by = caller_of(parent)
     try:
-        services.check_room(parent.project)
+        room.claim(parent.project)
         version, explanation = _agent(by, request)
     except EngineError as error:
         raise ChildRefused(f"{error.title}. {error.detail}") from error

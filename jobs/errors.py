@@ -91,6 +91,25 @@ class QueueFull(EngineError):
     status, code, title = HTTPStatus.TOO_MANY_REQUESTS, "queue_full", "The project's queue is full"
 
 
+class TooManyJobs(TooManyRequests):
+    """The key has as many jobs that have not ended as it may; try again when one has."""
+
+    code, title = "too_many_jobs", "The key has too many unfinished jobs"
+
+
+class MonthUsedUp(TooManyRequests):
+    """The project has submitted as many jobs this month (UTC) as it may; `Retry-After` leads into the next."""
+
+    code, title = "month_used_up", "The project's jobs of this month are used up"
+
+
+class StorageFull(EngineError):
+    """With this job's files the project would store more bytes than it may; delete jobs, or ask for more."""
+
+    status, code = HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "storage_full"
+    title = "The project's storage is full"
+
+
 class RangeNotSatisfiable(EngineError):
     """The range that was asked for lies outside of the file; `Content-Range` says how long it is."""
 

@@ -16,7 +16,7 @@ from agents.models import AgentVersion
 from apikeys.callers import Caller
 from apikeys.errors import ScopeMissing
 from apikeys.models import Project
-from jobs import answers, failpoints, inserting, queries, wakeups
+from jobs import answers, failpoints, inserting, queries, room, wakeups
 from jobs.errors import (
     InvalidInput,
     JobAlreadyEnded,
@@ -25,7 +25,6 @@ from jobs.errors import (
     QuestionAlreadyAnswered,
     QuestionClosed,
     QuestionNotFound,
-    QueueFull,
     SeveralQuestionsOpen,
 )
 from jobs.models import InputFile, Job, Question
@@ -114,7 +113,7 @@ def submit(request: JobRequest, *, by: Caller, project: Project) -> Job:
     birth = birth_of(request, by=by, project=project)
     check_input(request, birth.version)
     if birth.status != Job.Status.REJECTED:
-        check_room(project)
+        room.claim(project, key=by.key, new_bytes=sum(file.size for file in request.files))
     job = insert(request, birth, by=by, project=project)
     if request.files:
         _add_files(job, request.files)
@@ -143,24 +142,6 @@ def check_input(request: JobRequest, version: AgentVersion | None) -> None:
     wrong = faults(request.input, version.input_schema, at="/input") if version else []
     if version and wrong:
         raise InvalidInput(f"The input does not fit agent {version.agent.slug}.", errors=wrong)
-
-
-def check_room(project: Project, *, wanted: int = 1) -> None:
-    """Raise QueueFull when the project may not have so many more jobs queued or scheduled."""
-    if project.max_queued is None:
-        return
-    # Locked, so that two submissions at once do not both take the last place.
-    project = Project.objects.select_for_update(no_key=True).get(id=project.id)
-    unstarted = Job.objects.filter(project=project, status__in=(Job.Status.QUEUED, Job.Status.SCHEDULED))
-    if (
-        project.max_queued is not None
-        and unstarted[: project.max_queued].count() + wanted > project.max_queued
-    ):
-        raise QueueFull(
-            f"The project may have {project.max_queued} jobs queued. Try again when some have started.",
-            headers={"Retry-After": "5"},
-            max_queued=project.max_queued,
-        )
 
 
 def scheduled_or_queued(birth: Birth, request: JobRequest) -> Birth:
