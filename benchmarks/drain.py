@@ -115,7 +115,7 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--jobs", type=int, default=20_000)
-    parser.add_argument("--concurrency", type=int, default=400)
+    parser.add_argument("--concurrency", type=int, default=2_000)
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--peers", default="", help="a Python that has the peers installed")
     parser.add_argument("--redis", default="", help="Redis' URL for Celery")
