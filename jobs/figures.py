@@ -12,6 +12,7 @@ from uuid import UUID
 
 from django.db import connection
 
+from jobs import listing
 from jobs.models import Job, MinuteStat, Question
 
 UNFINISHED = (
@@ -24,20 +25,6 @@ UNFINISHED = (
 MOST_COUNTED = 10_000
 WINDOW_MINUTES = 60
 
-# By project, because every list index begins with it; a status of a project is then one index range.
-STATES = """
-SELECT status, least(sum(found), %(most)s + 1)
-  FROM unnest(%(statuses)s::text[]) AS status
- CROSS JOIN apikeys_project AS project
- CROSS JOIN LATERAL (
-    SELECT count(*) AS found FROM (
-        SELECT 1 FROM jobs_job AS job
-         WHERE job.project_id = project.id AND job.status = status.status
-         LIMIT %(most)s + 1) AS capped
- ) AS counted
- GROUP BY status
-"""
-
 OLDEST_QUEUED = """
 SELECT first.id, greatest(first.created_at, first.run_at)
   FROM apikeys_project AS project
@@ -47,18 +34,6 @@ SELECT first.id, greatest(first.created_at, first.run_at)
      ORDER BY id LIMIT 1
  ) AS first
  ORDER BY 2 LIMIT 1
-"""
-
-# The newest jobs of one status over all projects.
-NEWEST_IN = """
-SELECT newest.id
-  FROM apikeys_project AS project
- CROSS JOIN LATERAL (
-    SELECT id FROM jobs_job AS job
-     WHERE job.project_id = project.id AND job.status = %(status)s
-     ORDER BY id DESC LIMIT %(limit)s
- ) AS newest
- ORDER BY newest.id DESC LIMIT %(limit)s
 """
 
 MINUTES = """
@@ -182,8 +157,7 @@ def figures() -> Figures:
 
 def states(statuses: Sequence[str] = UNFINISHED) -> dict[str, int]:
     """How many jobs are in each of these states now, counted up to MOST_COUNTED + 1."""
-    found = dict(_rows(STATES, statuses=list(statuses), most=MOST_COUNTED))
-    return {str(status): int(found.get(status, 0)) for status in statuses}
+    return listing.counts(statuses, most=MOST_COUNTED)
 
 
 def open_questions() -> int:
@@ -193,7 +167,7 @@ def open_questions() -> int:
 
 def newest_in(status: str, *, limit: int) -> list[Job]:
     """The newest jobs in one state, over all projects."""
-    ids = [row[0] for row in _rows(NEWEST_IN, status=status, limit=limit)]
+    ids = listing.newest(listing.Wanted(status=status), reach=limit)
     return list(
         Job.objects.filter(id__in=ids).select_related("agent_version__agent", "project").order_by("-id")
     )

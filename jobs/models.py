@@ -8,9 +8,11 @@ job (`db_constraint=False`): the fence of the same statement already proves that
 from typing import ClassVar
 from uuid import uuid4
 
+from django.conf import settings
 from django.contrib.postgres.fields import ArrayField
 from django.db import models
 from django.db.models import F, Q
+from django.db.models.fields.json import KeyTextTransform
 from django.db.models.functions import Now
 from uuid_utils.compat import uuid7
 
@@ -197,6 +199,19 @@ class Job(models.Model):
                 condition=~Q(status="running"),
                 name="job_status_list_idx",
             ),
+            models.Index(
+                F("agent_version"),
+                F("status"),
+                F("id").desc(),
+                condition=~Q(status="running"),
+                name="job_agent_list_idx",
+            ),
+            models.Index(
+                KeyTextTransform("code", "error"),
+                F("id").desc(),
+                condition=Q(status="failed"),
+                name="job_error_list_idx",
+            ),
         ]
         constraints = [
             models.CheckConstraint(
@@ -260,6 +275,21 @@ class Job(models.Model):
     def is_final(self) -> bool:
         """Whether nothing can change any more."""
         return self.status in self.FINAL
+
+
+class SavedView(models.Model):
+    """A filter of the list of jobs that a member of staff kept under a name."""
+
+    owner = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="+")
+    name = models.CharField(max_length=40)
+    query = models.CharField(max_length=500)  # of the list's address, without the page
+    created_at = models.DateTimeField(db_default=Now())
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["owner", "name"], name="saved_view_name_once")]
+
+    def __str__(self) -> str:
+        return self.name
 
 
 class Attempt(models.Model):

@@ -53,6 +53,10 @@ def test_every_page_answers_on_an_empty_installation(browser: Client, address: s
     assert browser.get(address).status_code == 200
 
 
+def test_an_installation_without_a_project_has_no_jobs(browser: Client) -> None:
+    assert not any(browser.get("/admin/").context["figures"].states.values())
+
+
 @pytest.mark.parametrize("address", LISTS)
 def test_every_page_answers_with_rows(browser: Client, address: str) -> None:
     make_key()

@@ -4,21 +4,20 @@ from typing import Any
 
 from django.contrib import admin
 from django.contrib.admin.views.main import ChangeList
-from django.db.models import Q, QuerySet
+from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path
 
-from agents.models import Agent, AgentVersion
+from agents.models import Agent
 from apikeys.models import Project
-from engine.dashboard.lists import ListAdmin, ParameterFilter
+from engine.dashboard.lists import LAST_PAGE, ListAdmin
 from engine.dashboard.live import parts, wants_parts
 from jobs import figures
-from jobs.admin import files, job_page, new_job, overview
+from jobs.admin import files, job_page, many, new_job, overview, saved_views
+from jobs.admin.narrowing import PARAMETERS, SEARCHED, canonical, narrowed, order, parameter
 from jobs.models import Job
 
-# Words are looked for in this many of the newest jobs: no index serves them, and a search has to end.
-SEARCHED = 50_000
 ROWS = {"job-rows": "jobs/list/rows.html", "job-states": "jobs/list/states.html"}
 STATES = [
     ("running", "Running"),
@@ -32,44 +31,11 @@ STATES = [
 ]
 
 
-class ByStatus(ParameterFilter):
-    """Jobs in one state."""
-
-    title, parameter_name = "state", "status"
-
-    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
-        """Narrow the list."""
-        return queryset.filter(status=self.value()) if self.value() else queryset
-
-
-class ByProject(ParameterFilter):
-    """Jobs of one project, by its slug."""
-
-    title, parameter_name = "project", "project"
-
-    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
-        """Narrow the list."""
-        return queryset.filter(project__slug=self.value()) if self.value() else queryset
-
-
-class ByAgent(ParameterFilter):
-    """Jobs of one agent, all its versions, by its slug."""
-
-    title, parameter_name = "agent", "agent"
-
-    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
-        """Narrow the list."""
-        if not self.value():
-            return queryset
-        versions = AgentVersion.objects.filter(agent__slug=self.value()).values_list("id", flat=True)
-        return queryset.filter(agent_version__in=list(versions))
-
-
 @admin.register(Job)
 class JobAdmin(ListAdmin):
     """The list of jobs, newest first. A job's own page is in `job_page.py`."""
 
-    list_filter = (ByStatus, ByProject, ByAgent)
+    list_filter = tuple(parameter(name) for name in PARAMETERS if name != "q")
     list_select_related = ("agent_version__agent", "project")
     search_fields = ("task",)
     change_list_template = "jobs/list/page.html"
@@ -81,6 +47,9 @@ class JobAdmin(ListAdmin):
         job = "<uuid:job_id>/"
         return [
             path("overview/", own(overview.overview_parts), name="jobs_overview_parts"),
+            path("many/", own(many.many), name="jobs_job_many"),
+            path("views/", own(saved_views.save), name="jobs_job_view_save"),
+            path("views/<int:view_id>/forget/", own(saved_views.forget), name="jobs_job_view_forget"),
             path("new/", own(new_job.new_job), name="jobs_job_new"),
             path(job, own(job_page.job_page), name="jobs_job_change"),
             path(f"{job}parts/", own(job_page.job_parts), name="jobs_job_parts"),
@@ -94,19 +63,21 @@ class JobAdmin(ListAdmin):
             path("", own(self.changelist_view), name="jobs_job_changelist"),
         ]
 
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
+        """The jobs that the address asks for, as far as its page goes."""
+        page = request.GET.get("p", "1")
+        number = min(int(page), LAST_PAGE) if page.isdecimal() and len(page) < 5 else 1
+        return narrowed(request.GET, reach=number * self.list_per_page + 1)
+
+    def get_ordering(self, request: HttpRequest) -> tuple[str, ...]:
+        """Newest first, or last ended first."""
+        return order(request.GET)
+
     def get_search_results(
         self, request: HttpRequest, queryset: QuerySet[Any], search_term: str
     ) -> tuple[QuerySet[Any], bool]:
-        """By id, by tag, or by words of the task among the newest jobs."""
-        term = search_term.strip()
-        if not term:
-            return queryset, False
-        job_id = _as_uuid(term)
-        if job_id:
-            return queryset.filter(id=job_id), False
-        floor = Job.objects.order_by("-id").values_list("id", flat=True)[SEARCHED : SEARCHED + 1].first()
-        recent = queryset.filter(id__gt=floor) if floor else queryset
-        return recent.filter(Q(task__icontains=term) | Q(tags__contains=[term])), False
+        """The words are taken into account already."""
+        return queryset, False
 
     def changelist_view(
         self, request: HttpRequest, extra_context: dict[str, Any] | None = None
@@ -129,21 +100,20 @@ class JobAdmin(ListAdmin):
                 "label": label,
                 "count": counts.get(value),
                 "is_chosen": value == chosen,
-                "query": changelist.get_query_string({"status": value}, ["p"]),
+                "query": changelist.get_query_string({"status": value}, ["p", "error", "ended"]),
             }
             for value, label in STATES
         ]
         return {
             "states": states,
-            "all_query": changelist.get_query_string(remove=["status", "p"]),
-            "chosen": {name: request.GET.get(name, "") for name in ("status", "project", "agent", "q")},
-            "is_filtered": any(request.GET.get(name) for name in ("status", "project", "agent", "q")),
+            "all_query": changelist.get_query_string(remove=["status", "p", "error", "ended"]),
+            "chosen": {name: request.GET.get(name, "") for name in PARAMETERS},
+            "is_filtered": any(request.GET.get(name) for name in PARAMETERS),
+            "query": canonical(request.GET),
+            "views": saved_views.of(request.user),
+            "periods": [("1h", "the last hour"), ("24h", "the last day"), ("7d", "the last week")],
+            "may_act": request.user.has_perm("jobs.add_job"),
             "projects": Project.objects.order_by("slug").values_list("slug", flat=True)[:500],
             "agents": Agent.objects.order_by("slug").values_list("slug", flat=True).distinct()[:500],
             "searched": SEARCHED,
         }
-
-
-def _as_uuid(term: str) -> str | None:
-    digits = term.replace("-", "").lower()
-    return digits if len(digits) == 32 and all(digit in "0123456789abcdef" for digit in digits) else None

@@ -75,10 +75,11 @@
     put(id, html) {
       const part = document.getElementById(id);
       if (!part || this.known.get(id) === html) return;
-      if (part.contains(document.activeElement) && document.activeElement.matches("input, textarea, select")) return;
+      if (part.contains(document.activeElement) && document.activeElement.matches("input:not([type=checkbox]), textarea, select")) return;
       const fresh = document.createElement("template");
       fresh.innerHTML = html;
       this.keepForms(part, fresh.content);
+      this.keepTicks(part, fresh.content);
       const focused = document.activeElement && part.contains(document.activeElement) ? document.activeElement.id : "";
       part.replaceChildren(fresh.content);
       if (focused) document.getElementById(focused)?.focus();
@@ -91,6 +92,18 @@
     keepForms(part, fresh) {
       part.querySelectorAll("form[data-begun][id]").forEach((form) => {
         fresh.querySelector(`#${CSS.escape(form.id)}`)?.replaceWith(form);
+      });
+    }
+
+    // What was ticked or opened stays so while it is still there.
+    keepTicks(part, fresh) {
+      part.querySelectorAll("input[type=checkbox][id]:checked").forEach((box) => {
+        const same = fresh.querySelector(`#${CSS.escape(box.id)}`);
+        if (same) same.checked = true;
+      });
+      part.querySelectorAll("details[id][open]").forEach((details) => {
+        const same = fresh.querySelector(`#${CSS.escape(details.id)}`);
+        if (same) same.open = true;
       });
     }
 
