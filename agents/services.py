@@ -140,6 +140,21 @@ def patch(by: Caller, slug: str, changes: Any) -> tuple[AgentVersion, bool]:
 
 
 @transaction.atomic
+def draft(by: Caller, slug: str, card: Any) -> AgentVersion:
+    """A version to try out: a job may name it by its number, and the agent keeps its current one.
+
+    Registering the same content next makes this version current. Raises as `put` does, AgentNotFound, AgentIsShared.
+    """
+    checked = Card.parse({**card, "slug": slug})
+    agent = _lock(_own(by, slug))
+    if agent.status == Agent.Status.ARCHIVED:
+        raise AgentArchived(f"The agent {agent.slug} is archived: restore it first", agent=agent.slug)
+    version = _version(by, agent, checked)
+    audit(by, "agent.tried", f"agent:{agent.slug}", project=agent.project, version=version.number)
+    return version
+
+
+@transaction.atomic
 def archive(by: Caller, slug: str) -> Agent:
     """Give the agent no more work and hide it from discovery; running jobs go on. Repeating it changes nothing.
 
@@ -215,18 +230,27 @@ def _store(
         raise AgentArchived(f"The agent {agent.slug} is archived: restore it first", agent=agent.slug)
     if agent.current_version is not None and agent.current_version.content_hash == card.content_hash():
         return current(agent), False
-    version = AgentVersion.objects.create(
-        agent=agent,
-        number=agent.current_version.number + 1 if agent.current_version else 1,
-        content_hash=card.content_hash(),
-        created_by=by.label[:160],
-        **card.version_fields(),
-    )
+    version = _version(by, agent, card)
     agent.current_version = version
     agent.save(update_fields=["current_version"])
     indexing.index(version, card, vectors)
     audit(by, "agent.registered", f"agent:{agent.slug}", project=agent.project, version=version.number)
     return version, True
+
+
+def _version(by: Caller, agent: Agent, card: Card) -> AgentVersion:
+    """The agent's newest version if it says just this (it was tried before), else a new one. The agent is locked."""
+    newest = agent.versions.order_by("-number").first()
+    if newest is not None and newest.content_hash == card.content_hash():
+        newest.agent = agent
+        return newest
+    return AgentVersion.objects.create(
+        agent=agent,
+        number=newest.number + 1 if newest else 1,
+        content_hash=card.content_hash(),
+        created_by=by.label[:160],
+        **card.version_fields(),
+    )
 
 
 def _get_or_create(by: Caller, slug: str) -> Agent:

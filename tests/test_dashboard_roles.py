@@ -9,16 +9,19 @@ from django.contrib.auth.models import Group, User
 from django.core.management import call_command
 from django.test import Client
 
+from agents import services
+from agents.models import Agent
 from apikeys.models import AuditRow
 from engine.dashboard.roles import ROLES
 from jobs.admin.answer_forms import AnswerForm
 from jobs.models import Job
 from jobs.notifying.models import Delivery, WebhookEndpoint
+from tests.agents import make_card, staff, words  # noqa: F401  (a fixture)
 from tests.dashboard import asking, sole_question
 from tests.factories import make_key
 from tests.jobs import make_job, make_project, make_version
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("words")]
 
 NOBODY = "nobody"  # staff without a role
 EVERYBODY = ("viewer", "operator", "author", "admin")
@@ -35,7 +38,7 @@ class Action:
     roles: tuple[str, ...]
     # Makes what is acted on, and gives the address and the form.
     prepare: Callable[[], tuple[str, dict[str, Any]]]
-    audit: str
+    audit: str  # several in their order: "agent.tried job.submitted"
 
 
 def _job_action(name: str, *, ended: bool = False) -> Callable[[], tuple[str, dict[str, Any]]]:
@@ -111,11 +114,59 @@ def _webhook(action: str) -> Callable[[], tuple[str, dict[str, Any]]]:
     return prepare
 
 
+def _agent_form(**fields: Any) -> dict[str, Any]:
+    return {
+        "name": "Echo",
+        "description": "Says it again",
+        "file_name": ["agent.py"],
+        "file_text": ["def main(task, inputs):\r\n    return {}\r\n"],
+        **fields,
+    }
+
+
+def _new_agent() -> tuple[str, dict[str, Any]]:
+    return "/admin/agents/agent/new/", _agent_form()
+
+
+def _agent() -> Agent:
+    return services.register(staff(), make_card()).agent
+
+
+def _edit_agent() -> tuple[str, dict[str, Any]]:
+    return f"/admin/agents/agent/{_agent().id}/edit/", _agent_form()
+
+
+def _try_agent() -> tuple[str, dict[str, Any]]:
+    form = _agent_form(try_task="do it", try_project=make_project().slug)
+    return f"/admin/jobs/job/try/{_agent().id}/", form
+
+
+def _stop_trial() -> tuple[str, dict[str, Any]]:
+    job = make_job(metadata={"trial": True})
+    Job.objects.filter(id=job.id).update(created_by="user:the-author")
+    return f"/admin/jobs/job/trials/{job.id}/stop/", {}
+
+
+def _archive_agent() -> tuple[str, dict[str, Any]]:
+    return f"/admin/agents/agent/{_agent().id}/archive/", {}
+
+
+def _restore_agent() -> tuple[str, dict[str, Any]]:
+    agent = _agent()
+    services.archive(staff(), agent.slug)
+    return f"/admin/agents/agent/{agent.id}/restore/", {}
+
+
 ACTIONS = [
     Action("submit a job", OPERATORS, _submit, "job.submitted"),
     Action("cancel a job", OPERATORS, _job_action("cancel"), "job.cancelled"),
     Action("retry a job", OPERATORS, _job_action("retry", ended=True), "job.retried"),
     Action("answer a question", OPERATORS, _answer, "question.answered"),
+    Action("register an agent", AUTHORS, _new_agent, "agent.registered"),
+    Action("change an agent", AUTHORS, _edit_agent, "agent.registered"),
+    Action("try an agent", AUTHORS, _try_agent, "agent.tried job.submitted"),
+    Action("archive an agent", AUTHORS, _archive_agent, "agent.archived"),
+    Action("restore an agent", AUTHORS, _restore_agent, "agent.restored"),
     Action("make a key", ADMINS, _new_key, "key.created"),
     Action("revoke a key", ADMINS, _revoke_key, "key.revoked"),
     Action("make a project", ADMINS, _new_project, "project.created"),
@@ -133,6 +184,7 @@ PAGES = {
     "/admin/jobs/worker/": EVERYBODY,
     "/admin/agents/agent/": EVERYBODY,
     "/admin/jobs/job/new/": OPERATORS,
+    "/admin/agents/agent/new/": AUTHORS,
     "/admin/apikeys/apikey/": ADMINS,
     "/admin/apikeys/apikey/add/": ADMINS,
     "/admin/apikeys/project/": ADMINS,
@@ -158,16 +210,31 @@ def browser_of(role: str) -> Client:
 @pytest.mark.parametrize("action", ACTIONS, ids=lambda action: action.name)
 def test_an_action_is_done_by_its_roles_alone_and_leaves_an_audit_row(action: Action, role: str) -> None:
     address, form = action.prepare()
+    prepared = set(AuditRow.objects.values_list("id", flat=True))
 
     reply = browser_of(role).post(address, form)
 
-    rows = list(AuditRow.objects.values_list("action", "actor", "via", "ip"))
+    done = AuditRow.objects.exclude(id__in=prepared)
+    rows = list(done.values_list("action", "actor", "via", "ip"))
     if role in action.roles:
-        assert reply.status_code in (200, 302), reply.content
-        assert rows == [(action.audit, f"user:the-{role}", "dashboard", "127.0.0.1")]
+        assert reply.status_code in (200, 201, 302), reply.content
+        by = (f"user:the-{role}", "dashboard", "127.0.0.1")
+        assert rows[::-1] == [(name, *by) for name in action.audit.split()]
     else:
         assert reply.status_code == 403
         assert rows == []
+
+
+def test_a_trial_is_stopped_by_whoever_started_it_alone() -> None:
+    address, form = _stop_trial()
+    assert browser_of("admin").post(address, form).status_code == 404
+
+    reply = browser_of("author").post(address, form)
+
+    assert reply.status_code == 200
+    assert list(AuditRow.objects.values_list("action", flat=True)) == ["job.cancelled"]
+    other = make_job()
+    assert browser_of("operator").post(f"/admin/jobs/job/trials/{other.id}/stop/").status_code == 403
 
 
 @pytest.mark.parametrize("role", [*EVERYBODY, NOBODY])
@@ -197,6 +264,14 @@ def test_migrating_makes_missing_roles_and_leaves_the_others_as_they_are() -> No
     assert set(Group.objects.values_list("name", flat=True)) == set(ROLES)
     assert not Group.objects.get(name="viewer").permissions.exists()
     assert Group.objects.get(name="author").permissions.count() == len(ROLES["author"])
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_database_emptied_of_rows_has_its_roles_again() -> None:
+    call_command("flush", interactive=False, verbosity=0)
+
+    assert set(Group.objects.values_list("name", flat=True)) == set(ROLES)
+    assert Group.objects.get(name="viewer").permissions.count() == len(ROLES["viewer"])
 
 
 def test_people_and_their_roles_are_changed_by_superusers_with_an_audit_row_each() -> None:

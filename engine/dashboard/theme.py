@@ -37,7 +37,7 @@ UNFOLD: dict[str, Any] = {
     "SHOW_HISTORY": False,  # Django's own log of form edits; ours is the audit
     "SHOW_VIEW_ON_SITE": False,
     "BORDER_RADIUS": "8px",
-    "STYLES": [_asset("engine/dashboard.css")],
+    "STYLES": [_asset("engine/dashboard.css"), _asset("engine/registry.css")],
     "SCRIPTS": [_asset("engine/times.js"), _asset("engine/live.js"), _asset("engine/page.js")],
     "DASHBOARD_CALLBACK": "jobs.admin.overview.overview",
     "COLORS": {

@@ -154,6 +154,12 @@ def pretty(value: Any) -> SafeString:
 
 
 @register.filter
+def as_text(value: Any) -> SafeString:
+    """Text as it is, anything else as JSON to read."""
+    return visible(value) if isinstance(value, str) else pretty(value)
+
+
+@register.filter
 def words(code: str) -> str:
     """A machine's word for people: "no_match" is "no match"."""
     return code.replace("_", " ")

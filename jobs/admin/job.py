@@ -14,7 +14,7 @@ from apikeys.models import Project
 from engine.dashboard.lists import LAST_PAGE, ListAdmin
 from engine.dashboard.live import parts, wants_parts
 from jobs import figures
-from jobs.admin import files, job_page, many, new_job, overview, saved_views
+from jobs.admin import files, job_page, many, new_job, overview, saved_views, trying
 from jobs.admin.narrowing import PARAMETERS, SEARCHED, canonical, narrowed, order, parameter
 from jobs.models import Job
 
@@ -51,6 +51,9 @@ class JobAdmin(ListAdmin):
             path("views/", own(saved_views.save), name="jobs_job_view_save"),
             path("views/<int:view_id>/forget/", own(saved_views.forget), name="jobs_job_view_forget"),
             path("new/", own(new_job.new_job), name="jobs_job_new"),
+            path("try/<uuid:agent_id>/", own(trying.try_agent), name="jobs_agent_try"),
+            path("trials/<uuid:job_id>/", own(trying.trial), name="jobs_trial"),
+            path("trials/<uuid:job_id>/stop/", own(trying.stop_trial), name="jobs_trial_stop"),
             path(job, own(job_page.job_page), name="jobs_job_change"),
             path(f"{job}parts/", own(job_page.job_parts), name="jobs_job_parts"),
             path(f"{job}cancel/", own(job_page.cancel), name="jobs_job_cancel"),

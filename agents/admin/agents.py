@@ -10,6 +10,9 @@ from django.template.response import TemplateResponse
 from django.urls import URLPattern, path
 from django.views.decorators.http import require_GET
 
+from agents import services
+from agents.admin import editor
+from agents.admin.acting_for import agent_of
 from agents.health import health, success_rate, typical_duration
 from agents.models import Agent, AgentStats, AgentVersion
 from apikeys.scopes import Scope
@@ -44,7 +47,20 @@ class AgentAdmin(ListAdmin):
         """The list, and a page for each agent."""
         own = self.admin_site.admin_view
         return [
+            path("new/", own(editor.new_agent), name="agents_agent_new"),
+            path("check/", own(editor.check_agent), name="agents_agent_check"),
             path("<uuid:agent_id>/", own(agent_page), name="agents_agent_change"),
+            path("<uuid:agent_id>/edit/", own(editor.edit_agent), name="agents_agent_edit"),
+            path("<uuid:agent_id>/diff/", own(diff_page), name="agents_agent_diff"),
+            *(
+                path(
+                    f"<uuid:agent_id>/{action}/",
+                    own(editor.archive_agent),
+                    {"action": action},
+                    f"agents_agent_{action}",
+                )
+                for action in ("archive", "restore")
+            ),
             path("", own(self.changelist_view), name="agents_agent_changelist"),
         ]
 
@@ -53,9 +69,9 @@ class AgentAdmin(ListAdmin):
     ) -> HttpResponse:
         """The list with each agent's health."""
         shows_archived = request.GET.get("status") == Agent.Status.ARCHIVED
-        response = super().changelist_view(
-            request, {"shows_archived": shows_archived, **(extra_context or {})}
-        )
+        may_change = request.user.has_perm("agents.change_agent")
+        shown = {"shows_archived": shows_archived, "may_change": may_change, **(extra_context or {})}
+        response = super().changelist_view(request, shown)
         if isinstance(response, TemplateResponse) and response.context_data:
             rows = response.context_data["cl"].result_list
             response.context_data["rows"] = [_about(agent) for agent in rows]
@@ -81,11 +97,8 @@ def _about(agent: Agent) -> dict[str, Any]:
 def agent_page(request: HttpRequest, agent_id: UUID) -> HttpResponse:
     """One agent: its card, its source, its versions. `?version=N` shows an earlier one."""
     by = acting(request, Scope.AGENTS_READ)
-    found = Agent.objects.visible_to(by).select_related("project", "current_version", "stats")
-    agent = found.filter(id=agent_id).first()
-    if agent is None:
-        raise Http404
-    version = _version(agent, request.GET.get("version", ""))
+    agent = agent_of(by, agent_id)
+    version = _version(agent, request.GET.get("version", "")) or agent.current_version
     context = {
         **admin.site.each_context(request),
         **_about(agent),
@@ -93,14 +106,52 @@ def agent_page(request: HttpRequest, agent_id: UUID) -> HttpResponse:
         "version": version,
         "versions": agent.versions.order_by("-number")[:MOST_VERSIONS],
         "may_run": by.may(Scope.JOBS_WRITE) and agent.status == Agent.Status.ACTIVE,
+        "may_change": by.may(Scope.AGENTS_WRITE),
+        "is_editable": version is not None and version.kind == AgentVersion.Kind.PYTHON,
     }
     return TemplateResponse(request, "agents/page.html", context)
 
 
+@require_GET
+def diff_page(request: HttpRequest, agent_id: UUID) -> HttpResponse:
+    """What changed from one version to another: `?older=1&newer=2`; without them, by the current version."""
+    agent = agent_of(acting(request, Scope.AGENTS_READ), agent_id)
+    newer = _version(agent, request.GET.get("newer", "")) or agent.current_version
+    if newer is None:
+        raise Http404
+    earlier = agent.versions.filter(number__lt=newer.number).order_by("-number").first()
+    older = _version(agent, request.GET.get("older", "")) or earlier or newer
+    older.agent = newer.agent = agent
+    found = services.diff(older, newer)
+    context = {
+        **admin.site.each_context(request),
+        "title": "Versions compared",
+        "agent": agent,
+        "older": older,
+        "newer": newer,
+        "versions": agent.versions.order_by("-number")[:MOST_VERSIONS],
+        "fields": found["fields_changed"],
+        "files": [
+            {"file": one["file"], "lines": [(_kind_of(line), line) for line in one["diff"].splitlines()]}
+            for one in found["files_changed"]
+        ],
+    }
+    return TemplateResponse(request, "agents/diff.html", context)
+
+
+def _kind_of(line: str) -> str:
+    """How a line of a unified diff is shown."""
+    if line.startswith(("+++", "---", "@@")):
+        return "at"
+    return {"+": "new", "-": "old"}.get(line[:1], "same")
+
+
 def _version(agent: Agent, number: str) -> AgentVersion | None:
+    """The version of this number; None where none is asked for. Raises Http404."""
     if not number:
-        return agent.current_version
-    version = agent.versions.filter(number=number).first() if number.isdigit() and len(number) < 10 else None
+        return None
+    is_number = number.isdecimal() and number.isascii() and len(number) < 10
+    version = agent.versions.filter(number=number).first() if is_number else None
     if version is None:
         raise Http404
     return version
