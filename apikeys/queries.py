@@ -30,6 +30,14 @@ RETURNING used, started_at + make_interval(secs => seconds),
           extract(epoch FROM started_at + make_interval(secs => seconds) - statement_timestamp())
 """
 
+# For django-ratelimit, which puts the window into the subject.
+BEGIN_COUNT = """
+INSERT INTO apikeys_ratecounter (subject, seconds, started_at, used)
+VALUES (%(subject)s, %(seconds)s, statement_timestamp(), %(value)s) ON CONFLICT DO NOTHING
+"""
+RAISE_COUNT = "UPDATE apikeys_ratecounter SET used = used + %(by)s WHERE subject = %(subject)s RETURNING used"
+FORGET_COUNT = "DELETE FROM apikeys_ratecounter WHERE subject = %(subject)s"
+
 # A live record of the same key makes this wait for its transaction, and then insert nothing. One that has
 # outlived its promise is taken over.
 CLAIM_IDEMPOTENCY_KEY = """
@@ -145,6 +153,28 @@ def count_request(subject: str, *, limit: int, seconds: int) -> Count:
         cursor.execute(COUNT_REQUEST, {"subject": subject, "seconds": seconds, "limit": limit})
         used, resets_at, resets_in = cursor.fetchone()
     return Count(limit, seconds, used, resets_at, float(resets_in))
+
+
+def begin_count(subject: str, *, value: int, seconds: int) -> bool:
+    """Count from `value` on, unless the subject is counted already; whether it was not. Kept for `seconds` at least."""
+    with connection.cursor() as cursor:
+        cursor.execute(BEGIN_COUNT, {"subject": subject, "value": value, "seconds": seconds})
+        return bool(cursor.rowcount)
+
+
+def raise_count(subject: str, *, by: int) -> int | None:
+    """The subject's count, raised; None if it is not counted."""
+    with connection.cursor() as cursor:
+        cursor.execute(RAISE_COUNT, {"subject": subject, "by": by})
+        row = cursor.fetchone()
+    return row[0] if row else None
+
+
+def forget_count(subject: str) -> bool:
+    """Stop counting the subject; whether it was counted."""
+    with connection.cursor() as cursor:
+        cursor.execute(FORGET_COUNT, {"subject": subject})
+        return bool(cursor.rowcount)
 
 
 def claim_idempotency_key(**fields: Any) -> int | None:

@@ -14,6 +14,7 @@ from rest_framework.throttling import BaseThrottle
 
 from apikeys.callers import Caller
 from apikeys.errors import RateLimited
+from apikeys.models import ApiKey
 from apikeys.queries import Count, count_request
 
 if TYPE_CHECKING:
@@ -39,8 +40,13 @@ def count(request: Request) -> None:
         return
     counts: list[Count] = []
     request._request.rate_counts = counts  # type: ignore[attr-defined]  # for rate_headers below
-    for window in sorted(by.key.windows, key=lambda window: int(window["seconds"])):
-        counted = count_request(f"key:{by.key.id}", limit=window["limit"], seconds=window["seconds"])
+    count_key(by.key, counts)
+
+
+def count_key(key: ApiKey, counts: list[Count]) -> None:
+    """Count a request, or a WebSocket's handshake, of the key into `counts`. Raises RateLimited."""
+    for window in sorted(key.windows, key=lambda window: int(window["seconds"])):
+        counted = count_request(f"key:{key.id}", limit=window["limit"], seconds=window["seconds"])
         counts.append(counted)
         if counted.is_over:
             raise RateLimited(

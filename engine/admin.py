@@ -8,6 +8,7 @@ from django.contrib.auth.admin import UserAdmin as DjangoUserAdmin
 from django.contrib.auth.models import Group, User
 from django.db.models import Model, QuerySet
 from django.http import HttpRequest
+from django_otp.plugins.otp_totp.models import TOTPDevice
 from unfold.forms import (  # type: ignore[import-untyped]  # unfold ships no types
     AdminPasswordChangeForm,
     UserChangeForm,
@@ -16,6 +17,7 @@ from unfold.forms import (  # type: ignore[import-untyped]  # unfold ships no ty
 
 from apikeys.services import audit
 from engine.dashboard.access import acting_as
+from engine.dashboard.login import LoginForm
 
 if TYPE_CHECKING:
     from django.contrib.admin import ModelAdmin
@@ -29,6 +31,9 @@ else:  # unfold ships no types
     DjangoUserAdminOfUser = DjangoUserAdmin
     UnfoldGroupAdmin = UnfoldAdmin
 
+admin.site.login_form = LoginForm
+admin.site.login_template = "engine/login.html"
+admin.site.unregister(TOTPDevice)  # its pages show secrets; `manage.py totp` makes and removes them
 admin.site.unregister(User)
 admin.site.unregister(Group)
 

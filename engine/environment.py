@@ -70,6 +70,15 @@ def names(name: str, default: Sequence[str] = ()) -> list[str]:
     return [part.strip() for part in value.split(",") if part.strip()] if value else list(default)
 
 
+def origins(name: str) -> list[str]:
+    """A comma-separated list of origins as browsers send them: scheme, host and perhaps a port, nothing more."""
+    found = names(name)
+    for part in found:
+        if not re.fullmatch(r"https?://(\[[0-9a-f:.]+\]|[a-z0-9.-]+)(:\d{1,5})?", part, re.ASCII):
+            raise malformed(name, part, "write origins such as https://app.example.com, with commas between")
+    return found
+
+
 def networks(name: str) -> list[IPv4Network | IPv6Network]:
     """A comma-separated list of networks; a single address is a network of one."""
     found = []

@@ -18,6 +18,7 @@ from engine.environment import (
     mail,
     names,
     networks,
+    origins,
     postgres,
     prices,
     seconds,
@@ -78,6 +79,38 @@ if PRODUCTION and not ALLOWED_HOSTS:
         "ALLOWED_HOSTS must name this installation's hosts where ENGINE_ENV=production."
     )
 CSRF_TRUSTED_ORIGINS = names("CSRF_TRUSTED_ORIGINS")
+# Pages of these origins may call the API and open its streams, with keys and tickets, never with cookies.
+CORS_ALLOWED_ORIGINS = origins("ENGINE_CORS_ORIGINS")
+CORS_URLS_REGEX = r"^/api/" if CORS_ALLOWED_ORIGINS else r"(?!)"
+CORS_ALLOW_METHODS = ["GET", "HEAD", "POST", "PATCH", "DELETE"]
+CORS_ALLOW_HEADERS = [
+    "accept",
+    "authorization",
+    "content-type",
+    "idempotency-key",
+    "if-none-match",
+    "if-range",
+    "last-event-id",
+    "prefer",
+    "range",
+    "x-request-id",
+]
+CORS_EXPOSE_HEADERS = [
+    "Content-Disposition",
+    "Content-Range",
+    "ETag",
+    "Idempotency-Replayed",
+    "Location",
+    "Preference-Applied",
+    "RateLimit",
+    "RateLimit-Policy",
+    "Retry-After",
+    "X-RateLimit-Limit",
+    "X-RateLimit-Remaining",
+    "X-RateLimit-Reset",
+    "X-Request-Id",
+]
+CORS_PREFLIGHT_MAX_AGE = 600
 
 INSTALLED_APPS = [
     "unfold",
@@ -91,6 +124,9 @@ INSTALLED_APPS = [
     "rest_framework",
     "drf_spectacular",
     "drf_spectacular_sidecar",
+    "corsheaders",
+    "django_otp",
+    "django_otp.plugins.otp_totp",
     "engine",
     "apikeys",
     "agents",
@@ -101,6 +137,7 @@ MIDDLEWARE = [
     "engine.middleware.RequestIdMiddleware",
     "engine.middleware.SecurityHeadersMiddleware",
     "engine.health.HealthMiddleware",
+    "corsheaders.middleware.CorsMiddleware",  # before whatever may refuse: the page is to read the refusal
     "engine.problems.ProblemsMiddleware",
     "apikeys.throttling.rate_headers",
     "django.middleware.security.SecurityMiddleware",
@@ -183,6 +220,9 @@ REDIS_URL = address("REDIS_URL", schemes=["redis", "rediss", "unix"])
 CACHES: dict[str, dict[str, Any]] = {"default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}}
 if REDIS_URL:
     CACHES["default"] = {"BACKEND": "django.core.cache.backends.redis.RedisCache", "LOCATION": REDIS_URL}
+# Logins, answer links and what else needs no key are counted in PostgreSQL, over all processes.
+CACHES["counters"] = {"BACKEND": "apikeys.ratecache.CounterCache"}
+RATELIMIT_USE_CACHE = "counters"
 # Live events do not travel through it (see jobs/hub.py); Channels asks for one nonetheless.
 CHANNEL_LAYERS = {"default": {"BACKEND": "channels.layers.InMemoryChannelLayer"}}
 
@@ -340,6 +380,12 @@ ASGI_APPLICATION = "engine.asgi.application"
 LOGIN_URL = "/admin/login/"
 LOGIN_REDIRECT_URL = "/admin/"
 
+# One-time codes at the dashboard's login (`manage.py totp NAME` makes them): of nobody, of those who have them, of all.
+ENGINE_TOTP = choice("ENGINE_TOTP", "optional", ["off", "optional", "required"])
+OTP_TOTP_ISSUER = "Engine"
+OTP_ADMIN_HIDE_SENSITIVE_DATA = True
+# A lost cookie is of no use after a working day.
+SESSION_COOKIE_AGE = 43_200
 SESSION_COOKIE_HTTPONLY = True
 SESSION_COOKIE_SAMESITE = "Lax"
 X_FRAME_OPTIONS = "DENY"

@@ -15,10 +15,10 @@ from django.utils.http import parse_header_parameters
 from django.views.decorators.cache import never_cache
 from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_http_methods
-from django_ratelimit.core import is_ratelimited
 from rest_framework.exceptions import ValidationError
 
 from apikeys.addresses import client_ip
+from engine.anonymous import limited
 from engine.errors import EngineError, ValidationFailed
 from engine.gate import parse_json
 from engine.problems import TooManyRequests, as_engine_error, problem
@@ -75,13 +75,7 @@ def answer_page(request: HttpRequest, token: str) -> HttpResponse:
 def _check_rate(request: HttpRequest) -> None:
     """Raises TooManyRequests. Counted by address: tokens are too long to be guessed, but guessing costs us."""
     rate = ANSWERS if request.method == "POST" else LOOKS
-    if is_ratelimited(
-        request,
-        group=f"answer-link-{request.method == 'POST'}",
-        key=lambda group, request: client_ip(request),
-        rate=rate,
-        increment=True,
-    ):
+    if limited(request, f"answer-link-{request.method == 'POST'}", rate):
         raise TooManyRequests("Wait a minute, then try again.", headers={"Retry-After": "60"})
 
 

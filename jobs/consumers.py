@@ -16,9 +16,8 @@ from django.db import Error as DatabaseTrouble
 
 from engine.bridge import ClientGone
 from engine.errors import NotFound
-from engine.problems import Forbidden, NotAuthenticated
+from engine.problems import Forbidden, NotAuthenticated, TooManyRequests
 from jobs import watching
-from jobs.errors import TooManyStreams
 from jobs.hub import AccessEnded, HubFailed, Watch, hub
 
 # Nothing has to be sent while a job is silent: the server's own pings keep the connection open.
@@ -35,7 +34,7 @@ class CloseCode(IntEnum):
     NOT_AUTHENTICATED = 4401  # no key, ticket or session that is accepted, or it no longer is
     FORBIDDEN = 4403  # the scope jobs:read is missing, or the key may not be used from here
     NOT_FOUND = 4404
-    TOO_MANY = 4429  # streams of this key or server
+    TOO_MANY = 4429  # streams of this key or server, or requests of this key
     TRY_AGAIN = 4503  # the database is away, or a fault of ours: connect again with `after`
 
 
@@ -70,7 +69,7 @@ class JobEventsConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # channe
             return CloseCode.FORBIDDEN
         except NotFound:
             return CloseCode.NOT_FOUND
-        except TooManyStreams:
+        except TooManyRequests:
             return CloseCode.TOO_MANY
         except DatabaseTrouble:
             return CloseCode.TRY_AGAIN

@@ -22,6 +22,7 @@ from apikeys.errors import ScopeMissing
 from apikeys.models import ApiKey
 from apikeys.queries import count_request
 from apikeys.scopes import Scope
+from apikeys.throttling import count_key
 from engine.problems import NotAuthenticated
 from jobs import services
 from jobs.models import Event, Job
@@ -144,13 +145,21 @@ def _socket_access(scope: dict[str, Any], job_id: UUID, ticket: str) -> Access:
     if offered and not authorization:
         authorization = f"Bearer {offered[0].removeprefix(BEARER_PROTOCOL)}"
     if authorization:
-        return key_access(authorization, ip)
+        return _counted(authenticate_bearer(authorization, ip), ip)
     if ticket:
         return redeem_ticket(ticket, job_id, ip)
     session_key = getattr(scope.get("session"), "session_key", None)
     if session_key:
         return SessionAccess(session_key)
     raise NotAuthenticated
+
+
+def _counted(by: Caller, ip: str) -> KeyAccess:
+    """A handshake counts as a request. Raises RateLimited."""
+    if by.key is None:
+        raise NotAuthenticated
+    count_key(by.key, [])
+    return KeyAccess(by.key.id, ip)
 
 
 def _header(scope: dict[str, Any], name: bytes) -> str:

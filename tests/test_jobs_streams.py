@@ -360,6 +360,18 @@ def test_a_socket_says_why_it_was_closed(server: Instance, key: KeyInHand, talke
         assert refused(server, job_id, f"?after={after}", secret=key.secret) == 4400
 
 
+def test_a_handshake_counts_as_a_request(server: Instance, key: KeyInHand, talker: Talker) -> None:
+    counted = make_key("jobs:read", project=key.project, windows=[{"limit": 2, "seconds": 86_400}])
+    for _ in range(2):
+        with socket(server, talker.job.id, secret=counted.secret) as client:
+            assert frames(client, until=1)
+
+    with socket(server, talker.job.id, secret=counted.secret) as client:
+        assert close_code(client) == 4429
+    answer = HTTP.get(f"{server.url}/api/v1/jobs", headers={"Authorization": f"Bearer {counted.secret}"})
+    assert answer.status_code == 429
+
+
 def test_a_browser_brings_its_key_as_a_subprotocol(server: Instance, key: KeyInHand, talker: Talker) -> None:
     with socket(server, talker.job.id, subprotocols=["engine.v1", f"bearer.{key.secret}"]) as client:
         assert client.subprotocol == "engine.v1"
