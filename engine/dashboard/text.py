@@ -10,6 +10,13 @@ _MARKDOWN = MarkdownIt("commonmark", {"html": False, "breaks": True}).disable(
     ["image", "link", "autolink", "reference", "heading", "lheading", "html_inline", "html_block"]
 )
 
+# A document among the artifacts: its headings and tables too, under the same rules.
+_DOCUMENT = (
+    MarkdownIt("commonmark", {"html": False})
+    .enable("table")
+    .disable(["image", "link", "autolink", "reference", "html_inline", "html_block"])
+)
+
 # Controls (tab and line feed apart), and the marks that turn the direction of text or have no width: a name or a
 # line could otherwise show something else than it holds. `static/engine/log.js` has the same list.
 HIDDEN = re.compile(
@@ -46,6 +53,11 @@ def escaped(json_text: str) -> str:
 def markdown(text: object) -> str:
     """The text's Markdown as HTML, hidden characters shown."""
     return str(_MARKDOWN.render(plain(text)))
+
+
+def document(text: object) -> str:
+    """A whole Markdown document as HTML, hidden characters shown."""
+    return str(_DOCUMENT.render(plain(text)))
 
 
 def markdown_line(text: object) -> str:

@@ -6,13 +6,21 @@ from typing import TypeVar
 from uuid import UUID
 
 from django.core.files.storage import storages
-from django.http import FileResponse, Http404, HttpRequest, HttpResponseBase, StreamingHttpResponse
+from django.http import (
+    FileResponse,
+    Http404,
+    HttpRequest,
+    HttpResponse,
+    HttpResponseBase,
+    StreamingHttpResponse,
+)
+from django.template.response import TemplateResponse
 from django.views.decorators.http import require_GET
 
 from apikeys.scopes import Scope
 from engine.dashboard.access import acting
 from jobs import services
-from jobs.admin.previews import is_shown_as_image
+from jobs.admin.previews import contents, is_shown_as_image, reads_as
 from jobs.errors import JobNotFound
 from jobs.models import Artifact, Event, InputFile, Job
 
@@ -31,6 +39,22 @@ def artifact(request: HttpRequest, job_id: UUID, artifact_id: UUID) -> FileRespo
     if found is None:
         raise Http404
     return _file(found, as_image="shown" in request.GET and is_shown_as_image(found))
+
+
+@require_GET
+def preview(request: HttpRequest, job_id: UUID, artifact_id: UUID) -> HttpResponse:
+    """What can be read of an artifact, as a piece of the page (static/engine/preview.js)."""
+    by = acting(request, Scope.JOBS_READ)
+    found = Artifact.objects.visible_to(by).filter(id=artifact_id, job_id=job_id).first()
+    if found is None or not reads_as(found):
+        raise Http404
+    try:
+        context = {"artifact": found, "contents": contents(found)}
+    except FileNotFoundError as error:
+        raise Http404("The file is gone from storage") from error
+    response = TemplateResponse(request, "jobs/job/preview.html", context)
+    response["Cache-Control"] = "private, no-store"
+    return response
 
 
 @require_GET

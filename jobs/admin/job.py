@@ -14,7 +14,7 @@ from apikeys.models import Project
 from engine.dashboard.lists import LAST_PAGE, ListAdmin
 from engine.dashboard.live import parts, wants_parts
 from jobs import figures
-from jobs.admin import files, job_page, many, new_job, overview, saved_views, trying
+from jobs.admin import files, forking, job_page, many, new_job, overview, saved_views, trying
 from jobs.admin.narrowing import PARAMETERS, SEARCHED, canonical, narrowed, order, parameter
 from jobs.models import Job
 
@@ -58,10 +58,12 @@ class JobAdmin(ListAdmin):
             path(f"{job}parts/", own(job_page.job_parts), name="jobs_job_parts"),
             path(f"{job}cancel/", own(job_page.cancel), name="jobs_job_cancel"),
             path(f"{job}retry/", own(job_page.retry), name="jobs_job_retry"),
+            path(f"{job}fork/", own(forking.fork), name="jobs_job_fork"),
             path(f"{job}questions/<uuid:question_id>/", own(job_page.answer), name="jobs_job_answer"),
             path(f"{job}log.txt", own(files.log_text), name="jobs_job_log"),
             path(f"{job}events.ndjson", own(files.raw_events), name="jobs_job_events"),
             path(f"{job}artifacts/<uuid:artifact_id>/", own(files.artifact), name="jobs_job_artifact"),
+            path(f"{job}artifacts/<uuid:artifact_id>/preview/", own(files.preview), name="jobs_job_preview"),
             path(f"{job}inputs/<uuid:file_id>/", own(files.input_file), name="jobs_job_input"),
             path("", own(self.changelist_view), name="jobs_job_changelist"),
         ]

@@ -17,7 +17,10 @@ from engine.errors import EngineError, NotFound
 from jobs import services
 from jobs.admin import recorded
 from jobs.admin.answer_forms import AnswerForm
+from jobs.admin.budgets import spent
+from jobs.admin.commands import as_curl
 from jobs.admin.previews import previews
+from jobs.admin.timeline import timeline
 from jobs.errors import InvalidAnswer
 from jobs.models import Job, Question, Worker
 from jobs.serializers import attempts_of, usage_of
@@ -141,10 +144,13 @@ def _page(
 def _context(request: HttpRequest, job: Job, *, form: AnswerForm | None = None) -> dict[str, Any]:
     by = acting(request, Scope.JOBS_READ)
     questions = list(job.questions.order_by("-id")[:MOST_QUESTIONS])
-    attempts = list(job.attempts.order_by("-number")[:MOST_ATTEMPTS])
+    attempts = attempts_of(job)[-MOST_ATTEMPTS:][::-1]
+    steps = list(job.steps.order_by("ordinal", "key")[:MOST_STEPS])
+    input_files = list(job.input_files.order_by("name"))
+    now = services.database_time()
     conversation, goes_on = transcript(job, limit=MOST_REPLIES)
     return {
-        "now": services.database_time(),
+        "now": now,
         "job": job,
         "decision": (job.discovery or {}).get("decision", ""),
         "ranked": _ranked(job.discovery or {}),
@@ -155,13 +161,17 @@ def _context(request: HttpRequest, job: Job, *, form: AnswerForm | None = None) 
         ],
         "closed_questions": [question for question in questions if question.status != Question.Status.OPEN],
         "attempts": attempts,
+        "timeline": timeline(job, attempts, steps, questions, now),
+        "curl": as_curl(job, input_files, url=request.build_absolute_uri("/").rstrip("/")),
         "conversation": conversation,
         "conversation_goes_on": goes_on,
-        "usage": usage_of(job, attempts_of(job)),
+        "usage": usage_of(job, attempts[::-1]),
         "worker": Worker.objects.filter(id=job.worker_id).first() if job.worker_id else None,
-        "steps": list(job.steps.order_by("ordinal", "key")[:MOST_STEPS]),
+        "steps": steps,
+        "may_fork": by.may(Scope.JOBS_WRITE) and job.is_final and job.agent_version_id is not None,
+        "budget": spent(job),
         "artifacts": previews(job.artifacts.order_by("name")[:MOST_ARTIFACTS]),
-        "input_files": list(job.input_files.order_by("name")),
+        "input_files": input_files,
         "children": list(Job.objects.filter(parent=job).order_by("id")[:50]),
         "may_answer": by.may(Scope.JOBS_RESPOND),
         "may_submit": by.may(Scope.JOBS_WRITE),

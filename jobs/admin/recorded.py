@@ -4,6 +4,7 @@ Through the API the job's own events say who did what, and there may be thousand
 the audit has a row each.
 """
 
+from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
 
@@ -42,10 +43,10 @@ def retry(job_id: UUID, *, by: Caller) -> Job:
 
 
 @transaction.atomic
-def fork(job_id: UUID, *, checkpoint: str, by: Caller) -> Job:
-    """As `continuing.fork` with the answers as they were; the row names both jobs."""
-    job = continuing.fork(job_id, checkpoint=checkpoint, given={}, by=by)
-    _record(by, "job.forked", job, forked_from=str(job_id), checkpoint=checkpoint)
+def fork(job_id: UUID, *, checkpoint: str, given: Mapping[str, Any], by: Caller) -> Job:
+    """As `continuing.fork`; the row names both jobs, and which questions were answered anew."""
+    job = continuing.fork(job_id, checkpoint=checkpoint, given=given, by=by)
+    _record(by, "job.forked", job, forked_from=str(job_id), checkpoint=checkpoint, answered=sorted(given))
     return job
 
 

@@ -5,22 +5,22 @@
   async function copy(button) {
     const source = button.dataset.copyFrom;
     const text = source ? document.getElementById(source).textContent : button.dataset.copy;
-    const label = button.textContent;
+    const label = [...button.childNodes];
     try {
       await navigator.clipboard.writeText(text);
     } catch {
       // Without TLS there is no clipboard API: select the text, so that one key press copies it.
       if (source) window.getSelection().selectAllChildren(document.getElementById(source));
-      button.textContent = "Press Ctrl+C";
+      button.textContent = source ? "Press Ctrl+C" : "No clipboard here";
       return;
     }
     button.textContent = "Copied";
-    setTimeout(() => { button.textContent = label; }, 2000);
+    setTimeout(() => button.replaceChildren(...label), 2000);
   }
 
   document.addEventListener("click", (event) => {
     const button = event.target.closest("[data-copy], [data-copy-from]");
-    if (button) copy(button);
+    if (button && button.textContent !== "Copied") copy(button);
   });
 
   document.addEventListener("submit", (event) => {
