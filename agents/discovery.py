@@ -59,6 +59,16 @@ class Matched:
 
 
 @dataclass(frozen=True)
+class Parts:
+    """What a score is the sum of, in standard deviations over the candidates; and the cosine behind the first."""
+
+    meaning: float
+    words: float
+    success: float
+    cosine: float | None  # None: ranked by its words alone
+
+
+@dataclass(frozen=True)
 class Result:
     """One agent that was found."""
 
@@ -68,6 +78,7 @@ class Result:
     matched: Matched
     health: Health
     stats: AgentStats | None
+    parts: Parts
 
     def as_json(self) -> dict[str, Any]:
         """As the API shows it."""
@@ -204,9 +215,13 @@ def _conditions(filters: Filters, *, unavailable_too: bool = False) -> Q:
     return conditions
 
 
+def cut_of(by: Caller) -> float:
+    """The confidence from which on an agent fits, as the caller's project wants it."""
+    return CUTS.get(by.project.discovery_cut, CUTS["q80"]) if by.project else CUTS["q80"]
+
+
 def _decision(results: list[Result], by: Caller) -> str:
-    cut = CUTS.get(by.project.discovery_cut, CUTS["q80"]) if by.project else CUTS["q80"]
-    if not results or results[0].confidence < cut:
+    if not results or results[0].confidence < cut_of(by):
         return "none"
     return "match" if results[0].confidence >= SURE else "weak_match"
 
@@ -220,5 +235,6 @@ def _results(found: list[Ranked], confidences: list[float]) -> list[Result]:
         version = versions[one.version]
         stats = getattr(version.agent, "stats", None)
         matched = Matched(one.part, one.text, one.terms or [])
-        results.append(Result(version, one.score, confidence, matched, health(version, stats), stats))
+        parts = Parts(one.by_meaning, one.by_words, one.by_success, one.cosine)
+        results.append(Result(version, one.score, confidence, matched, health(version, stats), stats, parts))
     return results

@@ -102,18 +102,21 @@ deviation AS (
            (bm25 - avg(bm25) OVER registry) / nullif(stddev_pop(bm25) OVER registry, 0) AS bm25_deviation
       FROM candidate WINDOW registry AS ()
 ),
-ranked AS (
-    SELECT deviation.*,
-           coalesce(cosine_deviation, 0)
-           + %(words_weight)s * coalesce(
+weighed AS (
+    SELECT deviation.*, coalesce(cosine_deviation, 0) AS by_meaning,
+           %(words_weight)s * coalesce(
                bm25_deviation * least(1, %(words_max)s / nullif(max(bm25_deviation) OVER (), 0)), 0
-           )
-           + %(prior)s * (2 * success - 1) AS score
+           ) AS by_words,
+           %(prior)s * (2 * success - 1) AS by_success
       FROM deviation
-     ORDER BY score DESC, version LIMIT %(limit)s
+),
+ranked AS (
+    SELECT weighed.*, by_meaning + by_words + by_success AS score
+      FROM weighed ORDER BY score DESC, version LIMIT %(limit)s
 )
 SELECT ranked.version, ranked.score, ranked.cosine, ranked.covered, ranked.terms,
-       coalesce((SELECT sum(idf) FROM weight), 0) AS asked, best.part, best.text
+       coalesce((SELECT sum(idf) FROM weight), 0) AS asked, best.part, best.text,
+       by_meaning, by_words, by_success
   FROM ranked LEFT JOIN LATERAL (
     SELECT near.part, vector.text FROM near JOIN agents_agentembedding AS vector USING (id)
      WHERE near.version = ranked.version AND near.part <> 'full'
@@ -142,6 +145,10 @@ class Ranked:
     asked: float  # summed idf of all the task's words
     part: str | None
     text: str | None
+    # What the score is the sum of, in standard deviations over the candidates.
+    by_meaning: float
+    by_words: float
+    by_success: float
 
 
 def write_terms(version: UUID, texts: list[str]) -> None:

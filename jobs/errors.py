@@ -12,6 +12,12 @@ class JobNotFound(NotFound):
     code, title = "job_not_found", "There is no such job"
 
 
+class WorkerNotFound(NotFound):
+    """No such worker, or one that has ended."""
+
+    code, title = "worker_not_found", "There is no such worker"
+
+
 class QuestionNotFound(NotFound):
     """No such question on this job, or none that this caller may see."""
 

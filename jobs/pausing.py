@@ -1,7 +1,8 @@
-"""Queues and agents that take no work for a while. Their jobs stay queued, at their place."""
+"""Queues, agents and workers that take no work for a while. Their jobs stay queued, at their place."""
 
 from dataclasses import dataclass
 from datetime import datetime
+from uuid import UUID
 
 from agents import services as agents
 from agents.models import Agent
@@ -10,7 +11,8 @@ from apikeys.callers import Caller
 from apikeys.errors import ScopeMissing
 from apikeys.scopes import Scope
 from jobs import claiming, failpoints, wakeups
-from jobs.models import Job, PausedAgent, Queue
+from jobs.errors import WorkerNotFound
+from jobs.models import Job, PausedAgent, Queue, Worker
 from jobs.services import database_time
 
 # A longer queue is told as "so many at least": counting more would cost more than it tells.
@@ -60,6 +62,22 @@ def resume_queue(name: str, *, by: Caller) -> None:
     Queue.objects.filter(name=name).update(paused_at=None, paused_by="")
     keys.audit(by, "queue.resume", name)
     wakeups.queues_filled(name)
+
+
+@failpoints.commit("drain_worker")
+def drain_worker(worker_id: UUID, *, by: Caller) -> Worker:
+    """Ask a worker to take no more jobs, finish or hand back what it runs, and end; it hears it with its next beat.
+
+    Asking twice changes nothing. Raises WorkerNotFound for one that is not there or has ended.
+    """
+    worker = Worker.objects.select_for_update(no_key=True).filter(id=worker_id, stopped_at=None).first()
+    if worker is None:
+        raise WorkerNotFound
+    if worker.drain_requested_at is None:
+        worker.drain_requested_at = database_time()
+        worker.save(update_fields=["drain_requested_at"])
+        keys.audit(by, "worker.drain", f"worker:{worker.id}", host=worker.host, pid=worker.pid)
+    return worker
 
 
 @failpoints.commit("pause_agent")

@@ -19,7 +19,7 @@ from jobs.notifying.models import Delivery, WebhookEndpoint
 from tests.agents import make_card, staff, words  # noqa: F401  (a fixture)
 from tests.dashboard import asking, sole_question
 from tests.factories import make_key
-from tests.jobs import make_job, make_project, make_version
+from tests.jobs import make_job, make_project, make_version, make_worker
 
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("words")]
 
@@ -157,11 +157,22 @@ def _restore_agent() -> tuple[str, dict[str, Any]]:
     return f"/admin/agents/agent/{agent.id}/restore/", {}
 
 
+def _drain() -> tuple[str, dict[str, Any]]:
+    return f"/admin/jobs/worker/{make_worker()}/drain/", {}
+
+
+def _queue(action: str) -> Callable[[], tuple[str, dict[str, Any]]]:
+    return lambda: (f"/admin/jobs/worker/queues/default/{action}/", {})
+
+
 ACTIONS = [
     Action("submit a job", OPERATORS, _submit, "job.submitted"),
     Action("cancel a job", OPERATORS, _job_action("cancel"), "job.cancelled"),
     Action("retry a job", OPERATORS, _job_action("retry", ended=True), "job.retried"),
     Action("answer a question", OPERATORS, _answer, "question.answered"),
+    Action("pause a queue", OPERATORS, _queue("pause"), "queue.pause"),
+    Action("resume a queue", OPERATORS, _queue("resume"), "queue.resume"),
+    Action("drain a worker", OPERATORS, _drain, "worker.drain"),
     Action("register an agent", AUTHORS, _new_agent, "agent.registered"),
     Action("change an agent", AUTHORS, _edit_agent, "agent.registered"),
     Action("try an agent", AUTHORS, _try_agent, "agent.tried job.submitted"),
@@ -183,6 +194,8 @@ PAGES = {
     "/admin/jobs/question/": EVERYBODY,
     "/admin/jobs/worker/": EVERYBODY,
     "/admin/agents/agent/": EVERYBODY,
+    "/admin/agents/agent/discover/": EVERYBODY,
+    "/admin/agents/agent/discover/?task=x": EVERYBODY,
     "/admin/jobs/job/new/": OPERATORS,
     "/admin/agents/agent/new/": AUTHORS,
     "/admin/apikeys/apikey/": ADMINS,

@@ -11,7 +11,7 @@ from django.urls import URLPattern, path
 from django.views.decorators.http import require_GET
 
 from agents import services
-from agents.admin import editor
+from agents.admin import editor, lab
 from agents.admin.acting_for import agent_of
 from agents.health import health, success_rate, typical_duration
 from agents.models import Agent, AgentStats, AgentVersion
@@ -48,6 +48,7 @@ class AgentAdmin(ListAdmin):
         own = self.admin_site.admin_view
         return [
             path("new/", own(editor.new_agent), name="agents_agent_new"),
+            path("discover/", own(lab.lab), name="agents_agent_discover"),
             path("check/", own(editor.check_agent), name="agents_agent_check"),
             path("<uuid:agent_id>/", own(agent_page), name="agents_agent_change"),
             path("<uuid:agent_id>/edit/", own(editor.edit_agent), name="agents_agent_edit"),

@@ -5,7 +5,7 @@ from typing import Any
 
 from django.http import HttpRequest
 from django.templatetags.static import static
-from django.urls import reverse_lazy
+from django.urls import reverse, reverse_lazy
 
 
 def _asset(path: str) -> Callable[[HttpRequest], str]:
@@ -25,6 +25,13 @@ def _entry(title: str, icon: str, link: str, *permissions: str, **more: Any) -> 
         "permission": _may(*permissions),
         **more,
     }
+
+
+def _is_below(link: str, *, besides: str) -> Callable[[HttpRequest], bool]:
+    """Whether the page stands below one link and not below another, which has an entry of its own."""
+    return lambda request: (
+        request.path.startswith(str(reverse(link))) and not request.path.startswith(str(reverse(besides)))
+    )
 
 
 UNFOLD: dict[str, Any] = {
@@ -73,14 +80,21 @@ def navigation(request: HttpRequest) -> list[dict[str, Any]]:
                     "jobs.view_question",
                     **_open_questions(),
                 ),
-                _entry("Agents", "smart_toy", "admin:agents_agent_changelist", "agents.view_agent"),
+                _entry(
+                    "Agents",
+                    "smart_toy",
+                    "admin:agents_agent_changelist",
+                    "agents.view_agent",
+                    active=_is_below("admin:agents_agent_changelist", besides="admin:agents_agent_discover"),
+                ),
+                _entry("Discovery lab", "travel_explore", "admin:agents_agent_discover", "agents.view_agent"),
                 _entry(
                     "Webhooks",
                     "webhook",
                     "admin:jobs_webhookendpoint_changelist",
                     "jobs.change_webhookendpoint",
                 ),
-                _entry("Workers", "memory", "admin:jobs_worker_changelist", "jobs.view_worker"),
+                _entry("Queues and workers", "memory", "admin:jobs_worker_changelist", "jobs.view_worker"),
             ]
         },
         {

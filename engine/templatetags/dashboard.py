@@ -172,6 +172,12 @@ def short(value: object) -> str:
 
 
 @register.filter
+def member(mapping: dict[str, int], name: str) -> int:
+    """A count by its name; 0 where there is none."""
+    return mapping.get(name, 0)
+
+
+@register.filter
 def unlocalized(number: float) -> str:
     """A number as HTML attributes take it, whatever the locale."""
     return f"{float(number or 0):g}"
