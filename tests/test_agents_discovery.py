@@ -340,8 +340,8 @@ def test_an_agent_for_everything_does_not_rise_for_tasks_of_others() -> None:
 )  # fmt: skip
 def test_hostile_text_in_a_card_or_a_task_breaks_nothing(catalog: Caller, text: str) -> None:
     by = member(catalog.project)
-    name = text[:100] if text.isprintable() else "hostile"  # a name is one line that shows as it is
-    register_all(by, [make_noop("hostile", text, name=name, examples=[text[:900]], tags=[text[:39]])])
+    line = text if text.isprintable() else "hostile"  # a name or a tag is one line that shows as it is
+    register_all(by, [make_noop("hostile", text, name=line[:100], examples=[text[:900]], tags=[line[:39]])])
 
     discovery.discover(by, text, filters=Filters(tags=[text]))
     found = discovery.discover(by, "Analyze the sentiment of customer reviews")
