@@ -5,14 +5,20 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from http import HTTPStatus
+from typing import Any
 
+import httpx
 import psycopg
+from channels.layers import channel_layers
 from django.conf import settings
+from django.core.cache import cache
 from django.core.exceptions import ImproperlyConfigured
 from django.core.files.base import ContentFile
 from django.core.files.storage import storages
 from django.db import DatabaseError, InterfaceError, connection
 from django.utils import timezone
+from redis.exceptions import RedisError
 
 from agents import embeddings
 from engine import health
@@ -23,6 +29,8 @@ from jobs.sandboxes.registry import provider_from_settings
 
 OLDEST_POSTGRES = 150_000  # server_version_num: unique constraints with NULLS NOT DISTINCT
 LEAST_FREE_BYTES = 2 * 1024**3
+REDIS_SECONDS = 2.0
+MODEL_SECONDS = 5.0
 MOST_CLOCK_DRIFT = timedelta(seconds=2)
 
 
@@ -42,9 +50,16 @@ def findings() -> Iterator[Finding]:
         try:
             yield look(part)
         except (DatabaseError, InterfaceError, psycopg.Error) as error:
-            yield Finding(part, False, first_line(error), "start PostgreSQL, or set DATABASE_URL")
+            yield Finding(part, False, first_line(error), database_remedy(error))
         except ImproperlyConfigured as error:
             yield Finding(part, False, str(error), "see the message")
+
+
+def database_remedy(error: BaseException) -> str:
+    """What to do about a database that refuses."""
+    if "unsupported startup parameter" in str(error):  # PgBouncer's words
+        return "DATABASE_URL is a pooler: set ENGINE_DIRECT_DATABASE_URL to the database itself"
+    return "start PostgreSQL, or set DATABASE_URL"
 
 
 def database(part: str) -> Finding:
@@ -92,14 +107,18 @@ def clock(part: str) -> Finding:
 
 
 def notifications(part: str) -> Finding:
-    """Whether LISTEN works on the direct connection; a pooler in transaction mode swallows it."""
+    """Whether LISTEN works on the direct connection; a pooler in transaction mode swallows it.
+
+    What is said goes the other way, over DATABASE_URL: two addresses of two databases are found out by it, too.
+    """
     with psycopg.connect(direct_dsn(), autocommit=True) as listener, connection.cursor() as cursor:
         listener.execute("LISTEN engine_doctor")
         cursor.execute("SELECT pg_notify('engine_doctor', '')")
         heard = next(listener.notifies(timeout=2, stop_after=1), None) is not None
     if heard:
-        return Finding(part, True, "heard")
-    remedy = "set ENGINE_DIRECT_DATABASE_URL to the database itself, past the pooler"
+        way = "past a pooler" if settings.DIRECT_DATABASE is not None else "on one connection"
+        return Finding(part, True, f"heard, {way}")
+    remedy = "set ENGINE_DIRECT_DATABASE_URL to the same database, past the pooler"
     return Finding(part, False, "not heard: jobs start up to a second later, live logs lag", remedy)
 
 
@@ -134,14 +153,48 @@ def embedder(part: str) -> Finding:
 def storage(part: str) -> Finding:
     """Write, read and delete a file where artifacts go."""
     artifacts = storages["artifacts"]
+    where = f"bucket {settings.ENGINE_S3_BUCKET}" if settings.ENGINE_S3_BUCKET else type(artifacts).__name__
+    remedy = "make the artifacts' storage writable; for a bucket check ENGINE_S3_* and AWS_*, and its policy"
     try:
         name = artifacts.save("doctor", ContentFile(b"well"))
         with artifacts.open(name) as file:
             same = file.read() == b"well"
         artifacts.delete(name)
-    except OSError as error:
-        return Finding(part, False, first_line(error), "make the artifacts' storage writable")
-    return Finding(part, same, type(artifacts).__name__, "" if same else "the storage returns other bytes")
+    except Exception as error:  # each storage backend raises classes of its own
+        return Finding(part, False, first_line(error), remedy)
+    return Finding(part, same, where, "" if same else "the storage returns other bytes")
+
+
+def channels(part: str) -> Finding:
+    """Send a message through the channel layer."""
+    layer = channel_layers["default"]
+    where = "Redis" if settings.REDIS_URL else "in memory (REDIS_URL is not set)"
+
+    async def exchange() -> bool:
+        async with asyncio.timeout(REDIS_SECONDS):
+            channel = await layer.new_channel()
+            await layer.send(channel, {"type": "doctor"})
+            heard: dict[str, Any] = await layer.receive(channel)
+            return heard == {"type": "doctor"}
+
+    try:
+        heard = asyncio.run(exchange())
+    except (OSError, TimeoutError, RedisError) as error:
+        return Finding(part, False, first_line(error), "start Redis, or correct REDIS_URL")
+    return Finding(part, heard, where, "" if heard else "start Redis, or correct REDIS_URL")
+
+
+def shared_cache(part: str) -> Finding:
+    """Write to the cache and read from it."""
+    where = "Redis" if settings.REDIS_URL else "in memory of each process (REDIS_URL is not set)"
+    try:
+        cache.set("doctor", "well", 10)
+        same = cache.get("doctor") == "well"
+    except (OSError, RedisError) as error:
+        return Finding(part, False, first_line(error), "start Redis, or correct REDIS_URL")
+    return Finding(
+        part, same, where, "" if same else "raise Redis' maxmemory: it drops what it was just given"
+    )
 
 
 def disk(part: str) -> Finding:
@@ -162,9 +215,31 @@ def workers(part: str) -> Finding:
 
 def model_api(part: str) -> Finding:
     """Whether agents that think with a model can run; they are not needed."""
-    if settings.OPENAI_API_KEY or settings.OPENAI_BASE_URL:
-        return Finding(part, True, settings.OPENAI_BASE_URL or "OpenAI")
-    return Finding(part, True, "none: agents of kind llm are not offered (OPENAI_API_KEY)")
+    if not (settings.OPENAI_API_KEY or settings.OPENAI_BASE_URL):
+        return Finding(part, True, "none: agents of kind llm are not offered (OPENAI_API_KEY)")
+    where = settings.OPENAI_BASE_URL or "https://api.openai.com/v1"
+    headers = {"Authorization": f"Bearer {settings.OPENAI_API_KEY}"}
+    try:
+        answer = httpx.get(f"{where.rstrip('/')}/models", headers=headers, timeout=MODEL_SECONDS)
+    except httpx.HTTPError as error:
+        return Finding(
+            part, False, f"{where}: {first_line(error)}", "check OPENAI_BASE_URL and the way there"
+        )
+    if answer.status_code in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+        return Finding(part, False, f"{where} refuses the key", "set OPENAI_API_KEY to a key that it knows")
+    # Not every compatible server lists its models: one that answers at all is there.
+    well = answer.status_code < HTTPStatus.INTERNAL_SERVER_ERROR
+    detail = f"{where} answers {answer.status_code}"
+    return Finding(part, well, detail, "" if well else "look at the model server's log")
+
+
+def e2b(part: str) -> Finding:
+    """Whether E2B is set up where it is wanted; the sandbox's own line has tried it."""
+    if settings.ENGINE_SANDBOX != "e2b":
+        return Finding(part, True, "not used (ENGINE_SANDBOX)")
+    if not settings.E2B_API_KEY:
+        return Finding(part, False, "E2B_API_KEY is not set", "set E2B_API_KEY to a key of your E2B team")
+    return Finding(part, True, f"{settings.ENGINE_E2B_SANDBOXES} sandboxes at once, see the line sandbox")
 
 
 PARTS: dict[str, Callable[[str], Finding]] = {
@@ -175,8 +250,11 @@ PARTS: dict[str, Callable[[str], Finding]] = {
     "sandbox": sandbox,
     "embedder": embedder,
     "artifacts": storage,
+    "channel layer": channels,
+    "cache": shared_cache,
     "disk": disk,
     "workers": workers,
+    "E2B": e2b,
     "model API": model_api,
 }
 

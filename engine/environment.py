@@ -104,12 +104,22 @@ def address(name: str, default: str = "", *, schemes: Sequence[str]) -> str:
     value = text(name, default)
     if not value:
         return ""
-    parts = urlsplit(value)
-    if parts.scheme not in schemes or not (parts.netloc or parts.scheme == "unix"):
+    if not _is_address(value, schemes):
         wanted = " or ".join(f"{scheme}://" for scheme in schemes)
         # Never the value: addresses carry passwords.
         raise ImproperlyConfigured(f"{name} cannot be used: write a URL that begins with {wanted}.")
     return value
+
+
+def _is_address(value: str, schemes: Sequence[str]) -> bool:
+    if any(char.isspace() or not char.isprintable() for char in value):
+        return False
+    try:
+        parts = urlsplit(value)
+        _ = parts.port  # raises for one that is no number, or too large
+    except ValueError:
+        return False
+    return parts.scheme in schemes and bool(parts.hostname or (parts.scheme == "unix" and parts.path))
 
 
 def mail(name: str) -> dict[str, Any]:

@@ -1,16 +1,22 @@
 """Whether this process lives, and whether Engine can run jobs."""
 
 import functools
+import shutil
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any, TypedDict
 
+from django.conf import settings
+from django.core.cache import cache
 from django.db import DatabaseError, InterfaceError, connection
 from django.db.migrations.executor import MigrationExecutor
 from django.db.models.functions import Now
 from django.http import HttpRequest, HttpResponseBase, JsonResponse
+from redis.exceptions import RedisError
 
 from jobs.models import Worker
+
+LEAST_FREE_BYTES = 64 * 1024**2
 
 
 class Part(TypedDict, total=False):
@@ -56,7 +62,15 @@ def answer(parts: dict[str, Part]) -> JsonResponse:
 def readiness() -> dict[str, Part]:
     """The parts that a job needs, each asked now. Answers fast: no part after the first that fails is asked."""
     parts: dict[str, Part] = {}
-    for name, ask in (("database", database), ("migrations", migrations), ("workers", workers)):
+    asked: dict[str, Callable[[], Part]] = {
+        "database": database,
+        "migrations": migrations,
+        "disk": disk,
+        "workers": workers,
+    }
+    if settings.REDIS_URL:
+        asked["redis"] = redis
+    for name, ask in asked.items():
         try:
             parts[name] = ask()
         except (DatabaseError, InterfaceError) as error:
@@ -79,6 +93,23 @@ def migrations() -> Part:
         return {"ok": True}
     _migrated.cache_clear()  # ask again next time; only a yes lasts
     return {"ok": False, "detail": "Migrations are missing.", "remedy": "Run manage.py migrate."}
+
+
+def disk() -> Part:
+    """Whether there is room to write: uploads are spooled here, wherever they go."""
+    if shutil.disk_usage(settings.ENGINE_HOME).free >= LEAST_FREE_BYTES:
+        return {"ok": True}
+    return {"ok": False, "detail": "The disk of ENGINE_HOME is full.", "remedy": "Make room, or move it."}
+
+
+def redis() -> Part:
+    """Whether Redis answers. Without it wake-ups come by polling and counters from PostgreSQL: that is still ready."""
+    try:
+        cache.get("health")
+    except (OSError, RedisError):
+        detail = "Redis does not answer: jobs start up to a second later."
+        return {"ok": True, "detail": detail, "remedy": "Start Redis, or correct REDIS_URL."}
+    return {"ok": True}
 
 
 @functools.cache

@@ -1,9 +1,11 @@
 """What every log line carries beside its message: the request, job, attempt or worker it belongs to."""
 
+import json
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from datetime import UTC, datetime
 from types import MappingProxyType
 
 _fields: ContextVar[Mapping[str, str]] = ContextVar("log_fields", default=MappingProxyType({}))
@@ -25,6 +27,7 @@ class AddFields(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         """Keep every record."""
         record.fields = "".join(f" {name}={value}" for name, value in _fields.get().items())
+        record.named_fields = dict(_fields.get())
         return True
 
 
@@ -39,3 +42,20 @@ class OneLine(logging.Formatter):
     def formatMessage(self, record: logging.LogRecord) -> str:
         """The formatted line with nothing in it that is not printable."""
         return printable(super().formatMessage(record))
+
+
+class JsonLine(logging.Formatter):
+    """A record as one JSON object: at, level, logger, message, what it belongs to, a traceback if there is one."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line."""
+        line = {
+            "at": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **getattr(record, "named_fields", {}),
+        }
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False)

@@ -218,13 +218,22 @@ USE_I18N = False
 
 REDIS_URL = address("REDIS_URL", schemes=["redis", "rediss", "unix"])
 CACHES: dict[str, dict[str, Any]] = {"default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}}
-if REDIS_URL:
-    CACHES["default"] = {"BACKEND": "django.core.cache.backends.redis.RedisCache", "LOCATION": REDIS_URL}
 # Logins, answer links and what else needs no key are counted in PostgreSQL, over all processes.
 CACHES["counters"] = {"BACKEND": "apikeys.ratecache.CounterCache"}
 RATELIMIT_USE_CACHE = "counters"
 # Live events do not travel through it (see jobs/hub.py); Channels asks for one nonetheless.
-CHANNEL_LAYERS = {"default": {"BACKEND": "channels.layers.InMemoryChannelLayer"}}
+CHANNEL_LAYERS: dict[str, dict[str, Any]] = {"default": {"BACKEND": "channels.layers.InMemoryChannelLayer"}}
+if REDIS_URL:
+    # Nobody waits for a Redis that is away: what it holds can be counted, or found by polling, without it.
+    CACHES["default"] = {
+        "BACKEND": "django.core.cache.backends.redis.RedisCache",
+        "LOCATION": REDIS_URL,
+        "OPTIONS": {"socket_timeout": 1.0, "socket_connect_timeout": 1.0},
+    }
+    CHANNEL_LAYERS["default"] = {
+        "BACKEND": "channels_redis.pubsub.RedisPubSubChannelLayer",
+        "CONFIG": {"hosts": [REDIS_URL]},
+    }
 
 STORAGES: dict[str, dict[str, Any]] = {
     "default": {
@@ -237,6 +246,32 @@ STORAGES: dict[str, dict[str, Any]] = {
     },
     "staticfiles": {"BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"},
 }
+# Artifacts and uploads in a bucket, which several hosts share. Unset: in ENGINE_HOME.
+ENGINE_S3_BUCKET = text("ENGINE_S3_BUCKET")
+# The server's address where it is not Amazon's, and the folder in the bucket.
+ENGINE_S3_ENDPOINT = address("ENGINE_S3_ENDPOINT", schemes=["http", "https"])
+ENGINE_S3_REGION = text("ENGINE_S3_REGION", "us-east-1")
+ENGINE_S3_PREFIX = text("ENGINE_S3_PREFIX")
+# Unset: what the machine is allowed (boto3's own chain: a role, a profile).
+AWS_ACCESS_KEY_ID = text("AWS_ACCESS_KEY_ID")
+AWS_SECRET_ACCESS_KEY = text("AWS_SECRET_ACCESS_KEY")
+if bool(AWS_ACCESS_KEY_ID) != bool(AWS_SECRET_ACCESS_KEY):
+    raise ImproperlyConfigured("AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY: set both, or neither.")
+if ENGINE_S3_ENDPOINT and not ENGINE_S3_BUCKET:
+    raise ImproperlyConfigured("ENGINE_S3_ENDPOINT is set without ENGINE_S3_BUCKET: set both, or neither.")
+if ENGINE_S3_BUCKET:
+    STORAGES["artifacts"] = {
+        "BACKEND": "jobs.buckets.BucketStorage",
+        "OPTIONS": {
+            "bucket_name": ENGINE_S3_BUCKET,
+            "endpoint_url": ENGINE_S3_ENDPOINT or None,
+            "region_name": ENGINE_S3_REGION,
+            "location": ENGINE_S3_PREFIX,
+            "access_key": AWS_ACCESS_KEY_ID or None,
+            "secret_key": AWS_SECRET_ACCESS_KEY or None,
+            "addressing_style": "path" if ENGINE_S3_ENDPOINT else None,
+        },
+    }
 STATIC_URL = "/static/"
 STATIC_ROOT = ENGINE_HOME / "static"  # filled by collectstatic, which production needs
 make_private(STATIC_ROOT)
@@ -411,6 +446,8 @@ AUTH_PASSWORD_VALIDATORS = [
 # --- logs ---
 
 LOG_LEVEL = choice("LOG_LEVEL", "INFO", ["DEBUG", "INFO", "WARNING", "ERROR"])
+# One line of text for people, or one JSON object for machines.
+LOG_FORMAT = choice("LOG_FORMAT", "console", ["console", "json"])
 LOGGING: dict[str, Any] = {
     "version": 1,
     "disable_existing_loggers": False,
@@ -419,9 +456,16 @@ LOGGING: dict[str, Any] = {
         "line": {
             "()": "engine.logs.OneLine",
             "format": "%(asctime)s %(levelname)s %(name)s %(message)s%(fields)s",
+        },
+        "json": {"()": "engine.logs.JsonLine"},
+    },
+    "handlers": {
+        "stderr": {
+            "class": "logging.StreamHandler",
+            "formatter": "json" if LOG_FORMAT == "json" else "line",
+            "filters": ["fields"],
         }
     },
-    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line", "filters": ["fields"]}},
     "root": {"handlers": ["stderr"], "level": LOG_LEVEL},
     "loggers": {
         "django": {"handlers": [], "level": LOG_LEVEL, "propagate": True},

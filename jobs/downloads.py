@@ -1,6 +1,5 @@
 """Artifacts as downloads: whole or in part, never held in memory, and nothing that a browser would run."""
 
-import io
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from django.utils.cache import get_conditional_response
 from django.utils.http import content_disposition_header
 from rest_framework.request import Request
 
+from engine.problems import Unavailable
 from jobs import storage
 from jobs.errors import ArtifactNotFound, RangeNotSatisfiable
 from jobs.models import Artifact
@@ -53,26 +53,26 @@ def download(request: Request, artifact: Artifact, *, inline: bool) -> HttpRespo
     status = HTTPStatus.PARTIAL_CONTENT if part.is_partial else HTTPStatus.OK
     if request.method == "HEAD":
         return HttpResponse(status=status, headers=headers)
-    blocks = Blocks(opened(artifact), part.start, part.length)
+    blocks = Blocks(opened(artifact, part), part.length)
     return StreamingHttpResponse(blocks, status=status, headers=headers)
 
 
-def opened(artifact: Artifact) -> IO[bytes]:
-    """The stored bytes. Raises ArtifactNotFound where they are gone."""
+def opened(artifact: Artifact, part: "Part") -> IO[bytes]:
+    """The stored bytes. Raises ArtifactNotFound where they are gone, Unavailable where the storage is away."""
     try:
-        return storage.storage().open(artifact.storage_key, "rb")
-    except FileNotFoundError:
+        return storage.read_part(artifact.storage_key, part.start, part.length)
+    except storage.BlobMissing:
         raise ArtifactNotFound("The file is no longer stored", artifact_id=str(artifact.id)) from None
+    except storage.StorageFailed as error:
+        raise Unavailable("The file cannot be read right now") from error
 
 
 class Blocks(Iterator[bytes]):
-    """A part of a file in blocks. Whoever sends them waits for the client between two, and closes it at the end."""
+    """A file in blocks. Whoever sends them waits for the client between two, and closes it at the end."""
 
-    def __init__(self, file: IO[bytes], start: int, length: int) -> None:
+    def __init__(self, file: IO[bytes], length: int) -> None:
         self.file = file
         self.left = length
-        if start:
-            file.seek(start, io.SEEK_SET)
 
     def __next__(self) -> bytes:
         """The next block."""

@@ -13,8 +13,9 @@ import tempfile
 import unicodedata
 from collections.abc import AsyncIterator, Iterable, Iterator
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, Any
 from uuid import UUID
 
 from django.conf import settings
@@ -25,6 +26,8 @@ from jobs import failpoints
 
 BLOCK_BYTES = 1024 * 1024
 HEAD_BYTES = 4096
+# Between a worker's tries to store a file: the program that made it has run, and would have to run again.
+PAUSES = (0.5, 1.0, 2.0)
 
 
 class StorageFailed(Exception):
@@ -98,12 +101,13 @@ class Spool:
             raise StorageFailed(f"The spool file could not be written: {error.strerror}") from error
 
     def store(self, folder: str) -> Blob:
-        """Move what came into the storage."""
+        """Move what came into the storage. After a StorageFailed it may be tried again."""
         sha256 = self._digest.hexdigest()
         try:
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            self._file.close()
+            if not self._file.closed:
+                self._file.flush()
+                os.fsync(self._file.fileno())
+                self._file.close()
             key = _save(self.path, f"{folder}/{sha256}", self.size)
         except Exception as error:  # each storage backend raises classes of its own
             raise StorageFailed(f"A file could not be stored: {error}") from error
@@ -154,7 +158,14 @@ async def store(blocks: AsyncIterator[bytes], *, folder: str, most_bytes: int) -
                 await asyncio.to_thread(spool.write, bytes(waiting))
                 waiting.clear()
         spool.write(bytes(waiting))
-        return await asyncio.to_thread(spool.store, folder)
+        for pause in (*PAUSES, None):
+            try:
+                return await asyncio.to_thread(spool.store, folder)
+            except StorageFailed:
+                if pause is None:
+                    raise
+                await asyncio.sleep(pause)
+        raise AssertionError("the last try returns or raises")
 
 
 def store_blocks(blocks: Iterable[bytes], *, folder: str, most_bytes: int) -> Blob:
@@ -212,8 +223,27 @@ async def read_text(key: str) -> str | None:
 def delete(keys: Iterable[str]) -> None:
     """Forget stored bytes; those that are gone already are no error."""
     target = storage()
-    for key in keys:
-        target.delete(key)
+    try:
+        for key in keys:
+            target.delete(key)
+    except Exception as error:  # each storage backend raises classes of its own
+        raise StorageFailed(f"A stored file could not be deleted: {error}") from error
+
+
+def read_part(key: str, start: int, length: int) -> IO[bytes]:
+    """Stored bytes to be read from `start` on; close it. Raises BlobMissing, StorageFailed."""
+    target = storage()
+    try:
+        if stream := getattr(target, "stream", None):  # see jobs/buckets.py
+            body: IO[bytes] = stream(key, start, length) if length else BytesIO()
+            return body
+        file = target.open(key, "rb")
+        file.seek(start)
+        return file
+    except FileNotFoundError as error:
+        raise BlobMissing(f"The stored file {key} is gone.") from error
+    except Exception as error:  # each storage backend raises classes of its own
+        raise StorageFailed(f"A stored file could not be read: {error}") from error
 
 
 # --- what a file is ---

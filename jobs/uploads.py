@@ -1,5 +1,6 @@
 """Input files of a job: what comes as multipart is named safely, measured, told by its content, and stored."""
 
+import contextlib
 import re
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
@@ -57,7 +58,10 @@ def stored(
         raise
     finally:
         if not kept and uploads and not Job.objects.filter(id=job_id).exists():
-            storage.delete({upload.storage_key for upload in uploads})
+            with contextlib.suppress(
+                storage.StorageFailed
+            ):  # it is away: a few files stay, the answer is another
+                storage.delete({upload.storage_key for upload in uploads})
 
 
 def check(files: Sequence[UploadedFile]) -> None:

@@ -32,7 +32,8 @@ def test_jobs_can_run_once_a_live_worker_has_a_sandbox(client: Client):
     answer = client.get("/health/ready")
 
     assert answer.status_code == 200
-    assert answer.json()["parts"] == {name: {"ok": True} for name in ("database", "migrations", "workers")}
+    parts = ("database", "migrations", "disk", "workers")
+    assert answer.json()["parts"] == {name: {"ok": True} for name in parts}
 
 
 @pytest.mark.django_db

@@ -1,5 +1,6 @@
 """Settings come from the environment, and a value that cannot be used stops the start with its name and the fix."""
 
+import ast
 import json
 import os
 import re
@@ -7,6 +8,7 @@ import stat
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +176,60 @@ def test_every_variable_is_documented_in_the_example():
 
     assert len(read) > 25
     assert read == documented
+
+
+KINDS = {
+    "text": "text", "flag": "flag", "whole": "whole number", "seconds": "seconds", "choice": "choice",
+    "names": "list", "networks": "list of networks", "folder": "folder", "address": "URL", "mail": "URL",
+    "postgres": "URL", "prices": "JSON",
+}  # fmt: skip
+
+
+def test_the_example_gives_each_variable_its_type_and_its_default():
+    lines = (ROOT / ".env.example").read_text().splitlines()
+    shown = {
+        found[1]: (above.rpartition("[")[2].rstrip("]"), found[2])
+        for above, line in pairwise(lines)
+        if (found := re.fullmatch(r"# ([A-Z0-9_]+)=(.*)", line))
+    }
+    settings = ast.parse((ROOT / "engine" / "settings.py").read_text())
+
+    calls = [node for node in ast.walk(settings) if isinstance(node, ast.Call) and node.args]
+    read = [call for call in calls if isinstance(call.func, ast.Name) and call.func.id in KINDS]
+    assert {call.func.id for call in read if isinstance(call.func, ast.Name)} == set(KINDS)
+    for call in read:
+        assert isinstance(call.func, ast.Name)
+        name = ast.literal_eval(call.args[0])
+        kind, default = shown[name]
+        if not (
+            name in ("EMAIL_URL", "ENGINE_EMBED_MODEL_DIR") and call.func.id == "text"
+        ):  # only whether it is set
+            assert kind == KINDS[call.func.id], f"{name}: .env.example says [{KINDS[call.func.id]}] above it"
+        given = [*call.args[1:2], *(word.value for word in call.keywords if word.arg == "default")]
+        if call.func.id in ("text", "flag", "whole", "seconds", "choice") and given and default:
+            literal = given[0].value if isinstance(given[0], ast.Constant) else None
+            wanted = {True: "1", False: "0"}.get(literal) if isinstance(literal, bool) else literal
+            assert literal is None or str(wanted).removesuffix(".0") == default.removesuffix(".0"), name
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("REDIS_URL", "localhost:6379"),
+        ("REDIS_URL", "redis://cache:port/0"),
+        ("REDIS_URL", "redis://:6379"),
+        ("ENGINE_PUBLIC_URL", "https://engine.example:99999"),
+        ("ENGINE_S3_ENDPOINT", "minio:9000"),
+        ("ENGINE_S3_ENDPOINT", "http://minio:9000"),  # without a bucket
+        ("AWS_ACCESS_KEY_ID", "half of a pair"),
+        ("LOG_FORMAT", "xml"),
+    ],
+)
+def test_a_value_that_would_fail_later_stops_the_start_by_name(tmp_path, name, value):
+    loaded = load(tmp_path, **{name: value})
+
+    assert loaded.returncode != 0
+    assert f"ImproperlyConfigured: {name}" in loaded.stderr
 
 
 def test_only_settings_read_the_environment():
