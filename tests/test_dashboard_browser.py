@@ -1,6 +1,7 @@
 """The dashboard in a real browser (headless Chromium) before a real web process."""
 
 import os
+import re
 import shutil
 import struct
 import zlib
@@ -237,6 +238,47 @@ def test_lines_are_filtered_by_words_and_level(ada: Visitor, talker: Talker) -> 
     page.locator("[data-log-search]").fill("")
     page.locator("[data-log-level]").select_option(label="Errors only")
     expect(lines(page)).to_have_count(0)
+
+    page.locator("[data-log-level]").select_option(label="All levels")
+    page.locator("[data-log-source]").select_option("stderr")
+    expect(lines(page)).to_have_count(0)
+    page.locator("[data-log-source]").select_option("stdout")
+    expect(lines(page)).to_have_count(30)
+    page.locator("[data-log-times]").select_option("since")
+    expect(page.locator(".e-log-time").first).to_have_text(re.compile(r"^\+0:\d\d\.\d{3}$"))
+
+    ada.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.locator("[data-log-copy]").click()
+    expect(page.locator("[data-log-copy]")).to_have_text("Copied")
+    copied = page.evaluate("navigator.clipboard.readText()").splitlines()
+    assert (len(copied), "stdout line 30 ." in copied[-1]) == (30, True)
+
+
+def test_a_million_lines_scroll(ada: Visitor, talker: Talker) -> None:
+    page = ada.watch(talker.job)
+    ada.saw_up_to(talker.last)
+    page.evaluate(
+        """() => {
+            const events = [];
+            for (let seq = 100; seq < 1000100; seq += 1) {
+                events.push({seq, at: "2026-11-22T12:00:00Z", type: "log", source: "stdout", level: "info",
+                             attempt: 1, message: `big ${seq}.`});
+            }
+            document.querySelector("[data-log]").engineLog.add(events);
+        }"""
+    )
+
+    expect(lines(page).filter(has_text="big 1000099.")).to_be_visible()
+    box = page.locator("[data-log-box]")
+    box.focus()
+    page.keyboard.press("Home")
+    expect(lines(page).filter(has_text="big 100.")).to_be_visible()
+    box.evaluate("(box) => { box.scrollTop = box.scrollHeight / 2; }")
+    middle = lines(page).filter(has_text=re.compile(r"^big (499|500)\d{3}\.$"))
+    expect(middle.first).to_be_attached()
+    page.locator("[data-log-search]").fill("big 765432.")
+    expect(lines(page)).to_have_count(1)
+    assert ada.faults == []
 
 
 def test_long_lines_wrap_when_asked_to(ada: Visitor, talker: Talker) -> None:

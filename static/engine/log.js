@@ -7,6 +7,10 @@
   const LINE_HEIGHT = 20; // as .e-log-line in dashboard.css
   const SPARE_LINES = 30; // drawn above and below what is in sight
   const LONGEST_LINE = 20000; // characters drawn of one line; the download has all
+  const TALLEST = 10e6; // pixels: browsers draw nothing beyond some 17 million; a longer log scrolls in proportion
+  const SLICE = 20000; // events looked at between two frames when a filter changes
+  const TYPING_MS = 150;
+  const MOST_COPIED = 20e6; // characters
   const FIRST_RETRY_MS = 500;
   const LAST_RETRY_MS = 15000;
   const CLOSE = { ended: 4000, badAfter: 4400, notAuthenticated: 4401, forbidden: 4403, notFound: 4404 };
@@ -16,7 +20,7 @@
     [CLOSE.forbidden, "Your account may not read this log"],
     [CLOSE.notFound, "This job is gone"],
   ]);
-  // The same list as in engine/templatetags/dashboard.py.
+  // The same list as in engine/dashboard/text.py.
   const HIDDEN = /[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb]/g;
 
   const CONTROLS = (
@@ -120,10 +124,12 @@
       this.lines = []; // what the filter lets through: {event, text, isFirst}
       this.level = 1;
       this.words = "";
+      this.source = "";
+      this.times = "clock";
+      this.seen = 0; // events that the filters have been asked about
       this.isFollowing = true;
       this.columns = 0; // wrap at this many characters; 0: do not wrap
       this.longest = 0;
-      this.fresh = [];
 
       find("level").addEventListener("change", (event) => {
         this.level = Number(event.target.value);
@@ -131,8 +137,20 @@
       });
       find("search").addEventListener("input", (event) => {
         this.words = event.target.value.toLowerCase();
+        clearTimeout(this.typing);
+        this.typing = setTimeout(() => this.rebuild(), this.events.length > SLICE ? TYPING_MS : 0);
+      });
+      find("source").addEventListener("change", (event) => {
+        this.source = event.target.value;
         this.rebuild();
       });
+      find("times").addEventListener("change", (event) => {
+        this.times = event.target.value;
+        this.section.dataset.times = this.times;
+        if (this.columns) this.wrap(true);
+        else this.drawLines();
+      });
+      find("copy").addEventListener("click", (event) => this.copy(event.target));
       this.followButton.addEventListener("click", () => this.follow(!this.isFollowing));
       this.wrapButton.addEventListener("click", () => this.wrap(!this.columns));
       this.box.addEventListener("scroll", () => this.scrolled());
@@ -151,7 +169,7 @@
 
     // Thousands of events may come between two frames: they are drawn once.
     add(events) {
-      this.fresh.push(...events);
+      for (const event of events) this.events.push(event);
       if (events.some((event) => event.type !== "log")) this.tellPage();
       this.later();
     }
@@ -177,11 +195,14 @@
 
     passes(event) {
       if ((LEVELS[event.level] ?? 1) < this.level) return false;
+      if (this.source && this.source !== sourceOf(event)) return false;
       return !this.words || textOf(event).toLowerCase().includes(this.words);
     }
 
-    append(events) {
-      for (const event of events) {
+    // The filters' answer for the events up to `end`.
+    sift(end) {
+      for (; this.seen < end; this.seen += 1) {
+        const event = this.events[this.seen];
         if (!this.passes(event)) continue;
         let isFirst = true;
         for (const text of textOf(event).replace(/\n$/, "").split("\n")) {
@@ -205,18 +226,14 @@
     rebuild() {
       this.lines = [];
       this.longest = 0;
-      this.append(this.events);
+      this.seen = 0;
       this.draw();
     }
 
     draw() {
-      if (this.fresh.length) {
-        const fresh = this.fresh;
-        this.fresh = [];
-        for (const event of fresh) this.events.push(event);
-        this.append(fresh);
-      }
-      const height = this.lines.length * LINE_HEIGHT;
+      this.sift(Math.min(this.events.length, this.seen + SLICE));
+      if (this.seen < this.events.length) this.later(); // the page stays alive between two slices
+      const height = Math.min(this.lines.length * LINE_HEIGHT, TALLEST);
       this.sheet.style.height = `${height}px`;
       // As tall as its lines, up to what the stylesheet allows.
       this.box.style.height = `${height + LINE_HEIGHT}px`;
@@ -229,32 +246,64 @@
       this.tell();
     }
 
+    // The line at the upper edge; within a line by its fraction.
+    top() {
+      const lines = this.lines.length - this.box.clientHeight / LINE_HEIGHT;
+      const room = this.sheet.offsetHeight - this.box.clientHeight;
+      const isScaled = this.lines.length * LINE_HEIGHT > TALLEST;
+      return isScaled && room > 0 ? Math.max(0, lines) * Math.min(1, this.box.scrollTop / room) : this.box.scrollTop / LINE_HEIGHT;
+    }
+
     drawLines() {
-      const first = Math.max(0, Math.floor(this.box.scrollTop / LINE_HEIGHT) - SPARE_LINES);
-      const last = Math.min(
-        this.lines.length, Math.ceil((this.box.scrollTop + this.box.clientHeight) / LINE_HEIGHT) + SPARE_LINES,
-      );
+      const top = this.top();
+      const above = this.box.scrollTop - top * LINE_HEIGHT; // 0 unless the log scrolls in proportion
+      const first = Math.max(0, Math.floor(top) - SPARE_LINES);
+      const last = Math.min(this.lines.length, Math.ceil(top + this.box.clientHeight / LINE_HEIGHT) + SPARE_LINES);
       const drawn = document.createDocumentFragment();
-      for (let index = first; index < last; index += 1) drawn.append(this.line(this.lines[index], index));
+      for (let index = first; index < last; index += 1) drawn.append(this.line(this.lines[index], above + index * LINE_HEIGHT));
       this.sheet.replaceChildren(drawn);
     }
 
-    line({ event, text, isFirst }, index) {
+    line({ event, text, isFirst }, top) {
       const row = element("div", `e-log-line e-level-${LEVELS[event.level] === undefined ? "info" : event.level}`);
       if (event.type !== "log") row.classList.add("e-event");
-      row.style.top = `${index * LINE_HEIGHT}px`;
+      row.style.top = `${top}px`;
       const time = element("span", "e-log-time");
       const tag = element("span", "e-log-tag");
       if (isFirst) {
         const moment = new Date(event.at);
-        time.textContent = clock.format(moment);
+        time.textContent = this.timeOf(moment);
         time.title = `${window.Engine.times.absolute.format(moment)}, number ${event.seq}, attempt ${event.attempt}`;
-        tag.textContent = event.type === "log" ? event.source : "engine";
+        tag.textContent = sourceOf(event);
       }
       const body = element("span", "e-log-text");
       this.fill(body, text);
       row.append(time, tag, body);
       return row;
+    }
+
+    timeOf(moment) {
+      if (this.times === "since") return sinceText(moment - new Date(this.events[0].at));
+      return (this.times === "date" ? dateAndClock : clock).format(moment);
+    }
+
+    // What the filters show, as text: the clipboard takes what the page shows, hidden characters by their names.
+    async copy(button) {
+      const parts = [];
+      let size = 0;
+      for (const { event, text, isFirst } of this.lines) {
+        const line = isFirst ? `${event.at} ${sourceOf(event)} ${named(text)}` : named(text);
+        size += line.length;
+        if (size > MOST_COPIED) break;
+        parts.push(line);
+      }
+      try {
+        await navigator.clipboard.writeText(parts.join("\n"));
+        button.textContent = parts.length === this.lines.length ? "Copied" : `Copied ${parts.length.toLocaleString()} lines`;
+      } catch {
+        button.textContent = "No clipboard here: download it";
+      }
+      setTimeout(() => { button.textContent = "Copy"; }, 2500);
     }
 
     fill(body, text) {
@@ -281,6 +330,7 @@
       this.note.hidden = this.lines.length > 0;
       if (this.lines.length) return;
       if (this.events.length) this.note.textContent = "No line passes the filter.";
+      else if (this.seen < this.events.length) this.note.textContent = "Looking…";
       else if (this.isEnded) this.note.textContent = "The log of this job is no longer kept.";
       else this.note.textContent = "Nothing yet. Lines show here as the job writes them.";
     }
@@ -344,7 +394,8 @@
       const move = moves[event.key];
       if (move === undefined || event.ctrlKey || event.metaKey || event.altKey) return;
       event.preventDefault();
-      this.box.scrollTop = Math.min(this.sheet.offsetHeight, Math.max(0, this.box.scrollTop + move));
+      const scale = Math.min(1, this.sheet.offsetHeight / (this.lines.length * LINE_HEIGHT || 1));
+      this.box.scrollTop = Math.min(this.sheet.offsetHeight, Math.max(0, this.box.scrollTop + move * scale));
     }
   }
 
@@ -353,6 +404,23 @@
   const clock = new Intl.DateTimeFormat("en-GB", {
     hour: "2-digit", minute: "2-digit", second: "2-digit", fractionalSecondDigits: 3,
   });
+
+  const dateAndClock = new Intl.DateTimeFormat("sv-SE", {
+    year: "numeric", month: "2-digit", day: "2-digit", hour: "2-digit", minute: "2-digit", second: "2-digit",
+  });
+
+  // "+1:02:03.456" from the first event on.
+  function sinceText(milliseconds) {
+    const whole = Math.max(0, milliseconds);
+    const pad = (number, width) => String(Math.floor(number)).padStart(width, "0");
+    const hours = Math.floor(whole / 3600000);
+    const minutes = pad((whole / 60000) % 60, hours ? 2 : 1);
+    return `+${hours ? `${hours}:` : ""}${minutes}:${pad((whole / 1000) % 60, 2)}.${pad(whole % 1000, 3)}`;
+  }
+
+  function sourceOf(event) {
+    return event.type === "log" ? event.source : "engine";
+  }
 
   // What the log says of an event that is not a line of the agent.
   const WORDS = {
@@ -405,12 +473,23 @@
   }
 
   function mark(character) {
-    const code = character.charCodeAt(0);
     const made = element("span", "e-hidden-char");
-    const name = `U+${code.toString(16).toUpperCase().padStart(4, "0")}`;
-    made.title = name;
-    made.textContent = CONTROLS[code] || (code === 0x7f ? "DEL" : name);
+    made.title = codePoint(character);
+    made.textContent = sign(character);
     return made;
+  }
+
+  function codePoint(character) {
+    return `U+${character.charCodeAt(0).toString(16).toUpperCase().padStart(4, "0")}`;
+  }
+
+  function sign(character) {
+    const code = character.charCodeAt(0);
+    return CONTROLS[code] || (code === 0x7f ? "DEL" : codePoint(character));
+  }
+
+  function named(text) {
+    return text.replace(HIDDEN, (character) => `‹${sign(character)}›`);
   }
 
   document.addEventListener("DOMContentLoaded", () => {
