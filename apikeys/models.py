@@ -147,6 +147,19 @@ class ApiKey(models.Model):
         return f"{self.name} ({self.prefix}…)"
 
 
+class KeyUse(models.Model):
+    """In how many minutes of a day (UTC) a key was used: written where `last_used_at` is, so at most once a minute."""
+
+    # Not a foreign key: noting a use must not lock the key's row twice.
+    pk = models.CompositePrimaryKey("api_key_id", "day")
+    api_key_id = models.UUIDField()
+    day = models.DateField()
+    minutes = models.PositiveIntegerField()
+
+    def __str__(self) -> str:
+        return f"{self.api_key_id} {self.day}: {self.minutes} min"
+
+
 class RateCounter(models.Model):
     """Requests of one subject in its running window. UNLOGGED: empty after a crash of the server."""
 

@@ -68,8 +68,14 @@ SELECT key.expires_at <= statement_timestamp(),
 FLAGS = 2
 
 TOUCH_KEY = """
-UPDATE apikeys_apikey SET last_used_at = statement_timestamp()
- WHERE id = %s AND (last_used_at IS NULL OR last_used_at < statement_timestamp() - interval '1 minute')
+WITH touched AS (
+    UPDATE apikeys_apikey SET last_used_at = statement_timestamp()
+     WHERE id = %s AND (last_used_at IS NULL OR last_used_at < statement_timestamp() - interval '1 minute')
+    RETURNING id
+)
+INSERT INTO apikeys_keyuse (api_key_id, day, minutes)
+SELECT id, (statement_timestamp() AT TIME ZONE 'UTC')::date, 1 FROM touched
+ON CONFLICT (api_key_id, day) DO UPDATE SET minutes = apikeys_keyuse.minutes + 1
 """
 
 # Bounded, so that a backlog never holds a lock for long.
@@ -83,6 +89,13 @@ SWEEP_COUNTERS = """
 DELETE FROM apikeys_ratecounter WHERE (subject, seconds) IN (
     SELECT subject, seconds FROM apikeys_ratecounter
      WHERE started_at + make_interval(secs => seconds) < statement_timestamp() - interval '1 day'
+     LIMIT %(limit)s FOR UPDATE SKIP LOCKED)
+"""
+
+# A year and a month, to look back on.
+SWEEP_USES = """
+DELETE FROM apikeys_keyuse WHERE (api_key_id, day) IN (
+    SELECT api_key_id, day FROM apikeys_keyuse WHERE day < current_date - 400
      LIMIT %(limit)s FOR UPDATE SKIP LOCKED)
 """
 
@@ -192,10 +205,12 @@ def touch_key(key_id: UUID) -> None:
 
 
 def sweep(*, limit: int) -> int:
-    """Delete up to `limit` idempotency records and as many counters that have had their time."""
+    """Delete up to `limit` idempotency records, and as many counters and uses, that have had their time."""
     with connection.cursor() as cursor:
         cursor.execute(SWEEP_IDEMPOTENCY, {"kept_seconds": KEPT_SECONDS, "limit": limit})
         records: int = cursor.rowcount
         cursor.execute(SWEEP_COUNTERS, {"limit": limit})
         counters: int = cursor.rowcount
-    return records + counters
+        cursor.execute(SWEEP_USES, {"limit": limit})
+        uses: int = cursor.rowcount
+    return records + counters + uses

@@ -524,6 +524,7 @@ class Usage(models.Model):
             models.Index(
                 fields=["api_key_id", "at"], condition=Q(api_key_id__isnull=False), name="usage_key_idx"
             ),
+            models.Index(fields=["agent_version_id", "at"], name="usage_agent_idx"),
             models.Index(fields=["at"], name="usage_at_idx"),
         ]
 

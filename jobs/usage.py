@@ -94,8 +94,13 @@ def key_spending(job_id: UUID) -> KeySpending | None:
     """The budget of the key that submitted this job, and what its jobs have used in this calendar month (UTC)."""
     key_id = Job.objects.values_list("created_by_key", flat=True).get(id=job_id)
     budget = ApiKey.objects.filter(id=key_id).values_list("budget", flat=True).first() if key_id else None
-    if not budget:
+    if not budget or key_id is None:
         return None
+    return KeySpending(budget, of_key(key_id))
+
+
+def of_key(key_id: UUID) -> Used:
+    """What the jobs of a key have used in this calendar month (UTC)."""
     with connection.cursor() as cursor:
         cursor.execute(
             f"""
@@ -105,7 +110,31 @@ def key_spending(job_id: UUID) -> KeySpending | None:
             """,  # noqa: S608 (a constant)
             [key_id],
         )
-        return KeySpending(budget, Used(*cursor.fetchone()))
+        return Used(*cursor.fetchone())
+
+
+@dataclass(frozen=True, slots=True)
+class VersionUsage:
+    """What one version of an agent has used, and for how many jobs."""
+
+    number: int
+    jobs: int
+    used: Used
+
+
+def of_agent(agent_id: UUID, *, days: int = 30) -> list[VersionUsage]:
+    """What an agent's jobs have used in the last days, by version, the newest first."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            f"""
+            SELECT version.number, count(DISTINCT job_id), {_SUMS}
+              FROM jobs_usage JOIN agents_agentversion AS version ON version.id = agent_version_id
+             WHERE version.agent_id = %s AND at > statement_timestamp() - make_interval(days => %s)
+             GROUP BY version.number ORDER BY version.number DESC LIMIT 20
+            """,  # noqa: S608 (a constant)
+            [agent_id, days],
+        )
+        return [VersionUsage(number, jobs, Used(*sums)) for number, jobs, *sums in cursor.fetchall()]
 
 
 def forget() -> None:

@@ -8,6 +8,7 @@ import pytest
 from django.contrib.auth.models import Group, User
 from django.core.management import call_command
 from django.test import Client
+from django.utils import timezone
 
 from agents import services
 from agents.models import Agent
@@ -74,6 +75,14 @@ def _new_key() -> tuple[str, dict[str, Any]]:
 
 def _revoke_key() -> tuple[str, dict[str, Any]]:
     return f"/admin/apikeys/apikey/{make_key().key.id}/revoke/", {}
+
+
+def _key_action(action: str, **form: Any) -> Callable[[], tuple[str, dict[str, Any]]]:
+    return lambda: (f"/admin/apikeys/apikey/{make_key('jobs:read').key.id}/{action}/", form)
+
+
+def _enable_key() -> tuple[str, dict[str, Any]]:
+    return f"/admin/apikeys/apikey/{make_key(disabled_at=timezone.now()).key.id}/enable/", {}
 
 
 def _project(**fields: Any) -> dict[str, Any]:
@@ -179,6 +188,10 @@ ACTIONS = [
     Action("archive an agent", AUTHORS, _archive_agent, "agent.archived"),
     Action("restore an agent", AUTHORS, _restore_agent, "agent.restored"),
     Action("make a key", ADMINS, _new_key, "key.created"),
+    Action("change a key", ADMINS, _key_action("change", name="new", scopes=["jobs:read"]), "key.changed"),
+    Action("rotate a key", ADMINS, _key_action("rotate"), "key.rotated"),
+    Action("disable a key", ADMINS, _key_action("disable"), "key.disabled"),
+    Action("enable a key", ADMINS, _enable_key, "key.enabled"),
     Action("revoke a key", ADMINS, _revoke_key, "key.revoked"),
     Action("make a project", ADMINS, _new_project, "project.created"),
     Action("change a project", ADMINS, _change_project, "project.changed"),

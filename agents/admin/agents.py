@@ -91,6 +91,7 @@ def _about(agent: Agent) -> dict[str, Any]:
         "success": success_rate(stats),
         "duration_ms": seconds * 1000 if seconds is not None else None,
         "runs": stats.ok + stats.failed if stats else 0,
+        "durations": stats.durations if stats and sum(stats.durations) else [],
     }
 
 

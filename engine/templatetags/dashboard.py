@@ -1,6 +1,7 @@
 """How the dashboard shows values: states, times, spans, and text from agents that nobody can trust."""
 
 import json
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -38,6 +39,27 @@ def icon(name: str, label: str = "") -> SafeString:
             '<span class="material-symbols-outlined e-icon" role="img" aria-label="{}">{}</span>', label, name
         )
     return format_html('<span class="material-symbols-outlined e-icon" aria-hidden="true">{}</span>', name)
+
+
+@register.simple_tag
+def sparkline(values: Sequence[int], label: str) -> SafeString:
+    """Bars of one width, the oldest first, as high as their share of the highest; `label` says it in words."""
+    most = max(values, default=0)
+    bars = format_html_join(
+        "",
+        '<rect x="{}" y="{}" width="3" height="{}" rx=".5"/>',
+        (
+            (index * 4, f"{24 - height:g}", f"{height:g}")
+            for index, value in enumerate(values)
+            if (height := max(1.5, round(24 * value / most, 1)) if value else 0)
+        ),
+    )
+    return format_html(
+        '<svg class="e-spark" viewBox="0 0 {} 24" role="img" aria-label="{}" preserveAspectRatio="none">{}</svg>',
+        len(values) * 4,
+        label,
+        bars,
+    )
 
 
 @register.filter
@@ -169,6 +191,18 @@ def words(code: str) -> str:
 def short(value: object) -> str:
     """The last block of a UUID: the part that differs between ids made at nearly the same time."""
     return str(value)[-12:]
+
+
+@register.filter
+def total(values: Sequence[int]) -> int:
+    """Their sum."""
+    return sum(values)
+
+
+@register.filter
+def used_words(minutes: int) -> str:
+    """How much a key was used, in words."""
+    return f"In use in {minutes:,} minute{'' if minutes == 1 else 's'} of the last 30 days"
 
 
 @register.filter
