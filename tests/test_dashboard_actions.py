@@ -1,5 +1,7 @@
 """What people do in the dashboard: answer, cancel, submit, make and revoke keys; and who may not."""
 
+import re
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +9,7 @@ import pytest
 from django.core.files.storage import storages
 from django.core.files.uploadedfile import SimpleUploadedFile
 from django.test import Client
+from django.utils import timezone
 
 from agents.models import Agent
 from apikeys.models import ApiKey, AuditRow, Project
@@ -233,6 +236,51 @@ def test_the_inbox_answers_in_place(browser: Client) -> None:
 
     assert reply.headers["Location"] == "/admin/jobs/question/"
     assert "user:ada" in browser.get("/admin/jobs/question/?answered").content.decode()
+
+
+def test_the_inbox_is_narrowed_by_due_time_assignee_and_kind(browser: Client) -> None:
+    soon = asking()
+    late = asking(None, {"kind": "confirm", "schema": {"type": "boolean"}})
+    now = timezone.now()
+    Question.objects.filter(job=soon).update(expires_at=now + timedelta(minutes=5), assignees=["ada"])
+    Question.objects.filter(job=late).update(expires_at=now + timedelta(days=3))
+
+    def found(query: str) -> list[Any]:
+        page = browser.get(f"/admin/jobs/question/?{query}")
+        return [form.question.job_id for form in page.context["forms"]]
+
+    assert found("") == [soon.id, late.id]
+    assert found("due=hour") == [soon.id]
+    assert found("due=week&kind=confirm") == [late.id]
+    assert found("assignee=ada") == [soon.id]
+    assert found("assignee=-") == [late.id]
+    assert found("due=none") == found("assignee=bob") == found("kind=nonsense") == []
+
+
+def test_the_history_goes_back_page_by_page(browser: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jobs.admin.inbox.MOST_CLOSED", 2)
+    jobs = [asking() for _ in range(3)]
+    for job in jobs:
+        question = sole_question(job)
+        browser.post(address_of(question), {field(question): "because"})
+
+    first = browser.get("/admin/jobs/question/?answered&kind=text&assignee=-")
+    second = browser.get(f"/admin/jobs/question/?answered&before={first.context['older']}")
+
+    shown = [question.job_id for page in (first, second) for question in page.context["closed"]]
+    assert shown == [job.id for job in reversed(jobs)]
+    assert "Older →" not in second.text
+
+
+def test_the_history_shows_what_of_an_approval_was_changed(browser: Client) -> None:
+    question = sole_question(asking(None, APPROVAL))
+    given = {field(question, "arguments"): '{"count": 7}', "answer": "approve"}
+    browser.post(address_of(question), given)
+
+    page = browser.get("/admin/jobs/question/?answered").text
+
+    assert re.search(r'e-diff-new">\+\s+&quot;count&quot;: 7', page)
+    assert "approved as changed" in page
 
 
 def test_looking_is_not_answering(browser: Client) -> None:

@@ -1,5 +1,6 @@
 """How the dashboard shows values: states, times, spans, and text from agents that nobody can trust."""
 
+import difflib
 import json
 from collections.abc import Sequence
 from datetime import datetime, timedelta
@@ -179,6 +180,13 @@ def pretty(value: Any) -> SafeString:
 def as_text(value: Any) -> SafeString:
     """Text as it is, anything else as JSON to read."""
     return visible(value) if isinstance(value, str) else pretty(value)
+
+
+@register.filter
+def changes(after: Any, before: Any) -> list[tuple[str, str]]:
+    """The lines of two JSON values that differ or stay: ("+" | "-" | " ", line)."""
+    old, new = (json.dumps(value, indent=2, ensure_ascii=False).split("\n") for value in (before, after))
+    return [(line[0], line[2:]) for line in difflib.ndiff(old, new) if line[0] in "+- "]
 
 
 @register.filter

@@ -216,7 +216,9 @@ def _approval(question: Question) -> dict[str, forms.Field]:
         fields["arguments"] = JSONText(
             label="Arguments",
             initial=arguments,
-            widget=forms.Textarea({"rows": rows, "class": "e-code", "spellcheck": "false"}),
+            widget=forms.Textarea(
+                {"rows": rows, "class": "e-code", "spellcheck": "false", "data-diff": "yes"}
+            ),
             required=False,
             help_text="You may change them: what stands here is what is approved.",
         )
