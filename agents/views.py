@@ -51,8 +51,8 @@ LIST_QUERY = [
     *PAGE_QUERY,
     OpenApiParameter("status", str, enum=["active", "archived", "all"], description="`active` by default."),
     OpenApiParameter("kind", str, enum=AgentVersion.Kind.values),
-    OpenApiParameter("tag", str),
-    OpenApiParameter("q", str, description="Part of the slug or the name."),
+    OpenApiParameter("tag", {"type": "string", "maxLength": 40}),
+    OpenApiParameter("q", {"type": "string", "maxLength": 200}, description="Part of the slug or the name."),
 ]
 
 

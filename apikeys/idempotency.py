@@ -33,7 +33,13 @@ from apikeys.models import IdempotencyRecord, Project
 from apikeys.queries import claim_idempotency_key
 from engine.problems import as_engine_error, respond
 
-IDEMPOTENCY_KEY = OpenApiParameter("Idempotency-Key", str, OpenApiParameter.HEADER)
+IDEMPOTENCY_KEY = OpenApiParameter(
+    "Idempotency-Key",
+    # Spaces at the ends do not survive HTTP.
+    {"type": "string", "pattern": "^[!-~]([ -~]{0,253}[!-~])?$"},
+    OpenApiParameter.HEADER,
+    description="The same key and body again within 24 hours: the same answer again.",
+)
 
 P = ParamSpec("P")
 V = TypeVar("V", bound=APIView)

@@ -21,7 +21,11 @@ class ScopesField(serializers.ListField):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(
-            child=serializers.CharField(max_length=100), allow_empty=False, max_length=100, **kwargs
+            child=serializers.CharField(max_length=100),
+            allow_empty=False,
+            min_length=1,
+            max_length=100,
+            **kwargs,
         )
 
     def to_internal_value(self, data: Any) -> list[str]:
@@ -107,7 +111,8 @@ class KeySerializer(serializers.ModelSerializer[ApiKey]):
     """A key as it is shown; its secret is not part of it."""
 
     project = serializers.SlugRelatedField[Project](slug_field="slug", read_only=True)
-    replaced_by = serializers.UUIDField(source="replaced_by_id", read_only=True)
+    replaced_by = serializers.UUIDField(source="replaced_by_id", read_only=True, allow_null=True)
+    budget = KeyBudgetSerializer(read_only=True, allow_null=True)
 
     class Meta:
         model = ApiKey

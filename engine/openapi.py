@@ -2,18 +2,31 @@
 
 from typing import Any
 
-from drf_spectacular.extensions import OpenApiAuthenticationExtension
+from drf_spectacular.extensions import OpenApiAuthenticationExtension, OpenApiSerializerExtension
 from drf_spectacular.utils import OpenApiParameter, inline_serializer
 from rest_framework import serializers
 
 from engine.pages import DEFAULT_LIMIT, MAX_LIMIT
 from engine.problems import CONTENT_TYPE
 
+
+def whole(name: str, least: int, most: int, description: str = "", **more: Any) -> OpenApiParameter:
+    """A query parameter that is a whole number within bounds."""
+    schema = {"type": "integer", "minimum": least, "maximum": most, **more}
+    return OpenApiParameter(name, schema, description=description)
+
+
+def several(name: str, item: dict[str, Any], description: str = "") -> OpenApiParameter:
+    """A query parameter that lists values with commas between."""
+    schema = {"type": "array", "items": item, "minItems": 1}
+    return OpenApiParameter(name, schema, description=description, style="form", explode=False)
+
+
 PAGE_QUERY = [
+    whole("limit", 1, MAX_LIMIT, "Items a page.", default=DEFAULT_LIMIT),
     OpenApiParameter(
-        "limit", int, description=f"Items a page, 1 to {MAX_LIMIT}, {DEFAULT_LIMIT} by default."
+        "cursor", {"type": "string", "maxLength": 200}, description="`next_cursor` of the page before."
     ),
-    OpenApiParameter("cursor", str, description="`next_cursor` of the page before."),
 ]
 
 PROBLEM: dict[str, Any] = {
@@ -64,6 +77,21 @@ def add_problems(result: dict[str, Any], **_: Any) -> dict[str, Any]:
             if isinstance(operation, dict) and "responses" in operation:
                 operation["responses"].setdefault("default", problem)
     return result
+
+
+class StrictBody(OpenApiSerializerExtension):  # type: ignore[no-untyped-call]  # registers itself
+    """Bodies that refuse members they do not know say so."""
+
+    target_class = "engine.serializers.StrictSerializer"
+    match_subclasses = True
+
+    def map_serializer(self, auto_schema: Any, direction: Any) -> Any:
+        """The schema as it would be, closed, and with no empty text where none is taken."""
+        schema = auto_schema._map_serializer(self.target, direction, bypass_extensions=True)
+        for name, field in self.target.fields.items():
+            if isinstance(field, serializers.CharField) and not field.allow_blank:
+                schema["properties"].get(name, {}).setdefault("minLength", 1)
+        return {**schema, "additionalProperties": False}
 
 
 class KeyScheme(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-call]  # registers itself

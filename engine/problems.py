@@ -67,6 +67,13 @@ class NotAcceptable(EngineError):
     status, code, title = HTTPStatus.NOT_ACCEPTABLE, "not_acceptable", "No acceptable format"
 
 
+class HeadTooLarge(EngineError):
+    """The address and the headers together are over 16 KiB, or there are more than 500 headers."""
+
+    status, code = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "head_too_large"
+    title = "The address or the headers are too long"
+
+
 class BodyTooLarge(EngineError):
     """The body, or one part of it, is over the installation's limit."""
 

@@ -25,11 +25,12 @@ from twisted.internet import reactor as installed_reactor
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.tcp import Server as Connection
 from twisted.python.failure import Failure
+from twisted.web.http import HTTPChannel, _GenericHTTPChannelProtocol
 
 from engine.bridge import BODY, IN_MEMORY_BYTES, ASGIApplication, ClientGone, Message, Scope
 from engine.errors import EngineError
 from engine.middleware import request_id
-from engine.problems import BadRequest, BodyTooLarge, InternalError, problem
+from engine.problems import BadRequest, BodyTooLarge, HeadTooLarge, InternalError, problem
 
 logger = logging.getLogger("engine.server")
 reactor: Any = installed_reactor  # its type is chosen at import time; no checker can follow
@@ -189,8 +190,35 @@ class Socket(WebSocketProtocol):
         super().connectionMade()
 
 
+class Channel(HTTPChannel):
+    """One HTTP connection. Twisted closes it without a word when a line is too long, and with hardly one otherwise."""
+
+    def lineLengthExceeded(self, line: bytes) -> None:
+        """The request line, or a header, is over the limit."""
+        self._refuse(HeadTooLarge())
+
+    def _respondToBadRequestAndDisconnect(self) -> None:
+        is_large = (
+            self._receivedHeaderSize > self.totalHeadersSize or self._receivedHeaderCount > self.maxHeaders
+        )
+        self._refuse(HeadTooLarge() if is_large else BadRequest("This is not HTTP/1.1 (RFC 9112)"))
+
+    def _refuse(self, error: EngineError) -> None:
+        """Answer now; what still comes is thrown away, for a while, so that the client can read the answer."""
+        transport: Any = self.transport
+        self.dataReceived = self.lineReceived = lambda *_: None  # type: ignore[method-assign]  # as Twisted does it
+        self.setTimeout(None)  # type: ignore[no-untyped-call]  # Twisted's
+        transport.write(whole_response(error, request_id(None)))
+        transport.loseWriteConnection()
+        reactor.callLater(LINGER_SECONDS, transport.abortConnection)
+
+
 class Factory(HTTPFactory):
     """Makes our requests instead of Daphne's."""
+
+    def protocol(self) -> Any:
+        """Twisted's wrapper, which could speak HTTP/2, around a channel of ours."""
+        return _GenericHTTPChannelProtocol(Channel())  # type: ignore[no-untyped-call]  # Twisted's
 
     def buildProtocol(self, addr: "IPv4Address | IPv6Address") -> Any:
         """One connection."""

@@ -3,7 +3,7 @@
 from typing import Any
 from uuid import UUID
 
-from drf_spectacular.utils import OpenApiParameter, extend_schema, inline_serializer
+from drf_spectacular.utils import extend_schema, inline_serializer
 from rest_framework import serializers
 from rest_framework.request import Request
 from rest_framework.response import Response
@@ -11,6 +11,7 @@ from rest_framework.views import APIView
 
 from apikeys.callers import caller
 from apikeys.scopes import Scope
+from engine.openapi import whole
 from engine.query import query_params, whole_number
 from jobs import services
 from jobs.transcripts import transcript
@@ -43,8 +44,8 @@ class TranscriptView(APIView):
     @extend_schema(
         operation_id="jobs_transcript",
         parameters=[
-            OpenApiParameter("after", int, description="Messages beyond this reply of the model."),
-            OpenApiParameter("limit", int, description=f"Replies a page, 1 to {MOST_REPLIES}."),
+            whole("after", 0, 1_000_000, "Messages beyond this reply of the model."),
+            whole("limit", 1, MOST_REPLIES, "Replies a page."),
         ],
         responses=inline_serializer(
             "Transcript",

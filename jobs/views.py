@@ -27,7 +27,7 @@ from apikeys.scopes import Scope, run_scope
 from engine.conditional import IF_NONE_MATCH, json_answer
 from engine.errors import FieldError, ValidationFailed
 from engine.gate import StrictJSONParser, StrictMultiPartParser, parse_json
-from engine.openapi import PAGE_QUERY, page_of
+from engine.openapi import PAGE_QUERY, page_of, several, whole
 from engine.pages import PAGE_PARAMS, paginate
 from engine.problems import Forbidden, pointer_part
 from engine.query import Several, identifier, instant, one_of, query_params, text, whole_number
@@ -66,6 +66,8 @@ LISTED_WITHOUT = (
 # A job's id holds the time of the web process that made it; its clock may be off the database's by this much.
 CLOCK_SLACK = timedelta(minutes=10)
 
+EVENT_TYPE = r"[a-z_]+(\.[a-z_]+)?"
+TEXT = {"type": "string", "maxLength": 200}
 LEVELS = ("debug", "info", "warning", "error")
 SOURCES = ("system", "agent", "stdout", "stderr")
 DEFAULT_EVENTS, MOST_EVENTS = 200, 1_000
@@ -118,12 +120,16 @@ class JobsView(APIView):
         operation_id="jobs_list",
         parameters=[
             *PAGE_QUERY,
-            query("status", "One or several, with commas between."),
-            query("agent", "An agent's slug, or slug@version."),
-            query("tag", "Jobs that have all of these tags."),
+            several("status", {"enum": Job.Status.values}, "One or several."),
+            query(
+                "agent",
+                "An agent's slug, or slug@version.",
+                {"type": "string", "pattern": f"^{AGENT_REFERENCE}$"},
+            ),
+            several("tag", TEXT, "Jobs that have all of these tags."),
             query("created_after", type=datetime),
             query("created_before", type=datetime),
-            query("q", "Text that the task contains, in any case."),
+            query("q", "Text that the task contains, in any case.", TEXT),
         ],
         responses=page_of(JobSummarySerializer),
     )
@@ -204,6 +210,7 @@ def job_form(request: Request) -> tuple[dict[str, Any], list[UploadedFile]]:
 
 
 JSON_FIELDS = frozenset({"input", "tags", "metadata", "budget"})
+NUMBER_FIELDS = frozenset({"timeout_s", "deadline_s", "max_attempts"})
 
 
 def form_value(name: str, values: list[str]) -> Any:
@@ -212,6 +219,8 @@ def form_value(name: str, values: list[str]) -> Any:
         raise ValidationFailed(
             errors=[{"pointer": f"/{pointer_part(name)}", "detail": "Given more than once."}]
         )
+    if name in NUMBER_FIELDS and re.fullmatch(r"-?[0-9]{1,18}", values[0]):
+        return int(values[0])
     return parse_json(values[0].encode()) if name in JSON_FIELDS else values[0]
 
 
@@ -305,13 +314,13 @@ class LogsView(APIView):
     @extend_schema(
         operation_id="jobs_logs",
         parameters=[
-            query("after", "Events beyond this `seq`.", int),
-            query(
-                "limit", "Events a page, 1 to 1,000. NDJSON and text have all events unless it is given.", int
+            whole("after", 0, 2**63 - 1, "Events beyond this `seq`."),
+            whole(
+                "limit", 1, MOST_EVENTS, "Events a page. NDJSON and text have all events unless it is given."
             ),
-            query("level", f"One or several of {', '.join(LEVELS)}."),
-            query("source", f"One or several of {', '.join(SOURCES)}."),
-            query("type", "One or several event types."),
+            several("level", {"enum": list(LEVELS)}),
+            several("source", {"enum": list(SOURCES)}),
+            several("type", {"type": "string", "pattern": f"^{EVENT_TYPE}$"}, "Event types."),
             OpenApiParameter(
                 "Last-Event-ID", str, OpenApiParameter.HEADER, description="As `after`, for SSE."
             ),
@@ -342,7 +351,7 @@ class LogsView(APIView):
                 "limit": whole_number(1, MOST_EVENTS),
                 "level": Several(one_of(*LEVELS)),
                 "source": Several(one_of(*SOURCES)),
-                "type": Several(matching(r"[a-z_]+(\.[a-z_]+)?", "an event type")),
+                "type": Several(matching(EVENT_TYPE, "an event type")),
             },
         )
         # Read before the events: if it is final here, the events read next are all there are.
@@ -488,7 +497,7 @@ class QuestionsView(APIView):
         operation_id="questions_list",
         parameters=[
             *PAGE_QUERY,
-            query("status", "One or several; open ones if left out.", enum=Question.Status.values),
+            several("status", {"enum": Question.Status.values}, "Open ones if left out."),
             query("job", "A job's id.", UUID),
         ],
         responses=page_of(InboxQuestionSerializer),

@@ -151,6 +151,26 @@ def test_requests_at_once_are_answered_by_as_many_threads_as_set(client, tmp_pat
 # --- too large ---
 
 
+@pytest.mark.parametrize(
+    ("head", "status", "code"),
+    [
+        (f"GET /x?{'a' * 20_000} HTTP/1.1\r\nHost: localhost\r\n\r\n", 431, "head_too_large"),
+        (f"GET /x HTTP/1.1\r\nHost: localhost\r\nX-A: {'a' * 20_000}\r\n\r\n", 431, "head_too_large"),
+        ("GET /x HTTP/1.1\r\nHost: localhost\r\n" + "X-A: a\r\n" * 600 + "\r\n", 431, "head_too_large"),
+        ("GET /x HTTP/1.1\r\nHost: localhost\r\nno colon\r\n\r\n", 400, "bad_request"),
+    ],
+)
+def test_a_head_that_cannot_be_taken_is_answered(site: Instance, head: str, status: int, code: str) -> None:
+    with raw(site) as connection:
+        connection.sendall(head.encode())
+        received = b"".join(iter(lambda: connection.recv(65536), b""))
+
+    answer, _, body = received.partition(b"\r\n\r\n")
+    assert answer.startswith(f"HTTP/1.1 {status} ".encode())
+    assert b"application/problem+json" in answer
+    assert json.loads(body)["code"] == code
+
+
 def test_a_body_that_says_it_is_too_large_is_refused_before_it_is_sent(site):
     with raw(site) as connection:
         connection.sendall(

@@ -17,6 +17,10 @@ class EventsField(serializers.ListField):
 
     def to_internal_value(self, data: Any) -> list[str]:
         """The names without repetition."""
+        if isinstance(data, list) and len(data) > len(
+            EVENTS
+        ):  # or repetitions would make room for themselves
+            self.fail("max_length", max_length=len(EVENTS), length=len(data))
         return list(dict.fromkeys(super().to_internal_value(data)))
 
 

@@ -13,7 +13,7 @@ from rest_framework.views import APIView
 from apikeys.callers import Caller, caller
 from apikeys.idempotency import IDEMPOTENCY_KEY, idempotent
 from apikeys.scopes import Scope
-from engine.openapi import PAGE_QUERY, page_of
+from engine.openapi import PAGE_QUERY, page_of, several
 from engine.pages import PAGE_PARAMS, paginate
 from engine.problems import Forbidden
 from engine.query import Convert, Several, identifier, one_of, query_params, text
@@ -136,10 +136,10 @@ class DeliveriesView(APIView):  # GET /api/v1/webhooks/deliveries
         operation_id="webhooks_deliveries",
         parameters=[
             *PAGE_QUERY,
-            OpenApiParameter("state", str, description="One or several.", enum=Delivery.State.values),
+            several("state", {"enum": Delivery.State.values}),
             OpenApiParameter("job", UUID, description="A job's id."),
             OpenApiParameter("webhook", UUID, description="An endpoint's id."),
-            OpenApiParameter("event", str),
+            OpenApiParameter("event", {"type": "string", "maxLength": 60}),
         ],
         responses=page_of(DeliverySerializer),
     )
