@@ -164,3 +164,13 @@ def test_what_its_jobs_used_of_models_stands_beside_its_budget(browser: Client) 
 
     assert "234 of 1000" in text
     assert "$0.25 of $1.50" in text
+
+
+def test_ready_lines_name_this_server_and_no_secret(browser: Client) -> None:
+    page = browser.get("/admin/apikeys/apikey/connect/", headers={"Host": "testserver"})
+
+    lines = {client["id"]: client["lines"] for client in page.context["clients"]}
+    assert set(lines) >= {"curl", "python", "javascript"}
+    assert all("http://testserver" in text for text in lines.values())
+    compile(lines["python"], "connect.py", "exec")
+    assert "base_url=&quot;http://testserver/api/v1&quot;" in page.content.decode()

@@ -17,6 +17,7 @@ from django.utils import timezone
 from django.views.decorators.http import require_http_methods, require_POST
 
 from apikeys import services
+from apikeys.admin.connect import connect
 from apikeys.admin.key_forms import SCOPE_WORDS, ChangeKeyForm, NewKeyForm
 from apikeys.callers import Caller
 from apikeys.errors import KeyNotFound
@@ -62,6 +63,7 @@ class ApiKeyAdmin(ListAdmin):
         own = self.admin_site.admin_view
         return [
             path("add/", own(new_key), name="apikeys_apikey_add"),
+            path("connect/", own(connect), name="apikeys_connect"),
             path("<uuid:key_id>/change/", own(key_page), name="apikeys_apikey_change"),
             path("<uuid:key_id>/revoke/", own(revoke_key), name="apikeys_apikey_revoke"),
             path("<uuid:key_id>/rotate/", own(rotate_key), name="apikeys_apikey_rotate"),

@@ -101,7 +101,14 @@ def navigation(request: HttpRequest) -> list[dict[str, Any]]:
             "title": "Access",
             "separator": True,
             "items": [
-                _entry("API keys", "key", "admin:apikeys_apikey_changelist", "apikeys.view_apikey"),
+                _entry("Connect", "cable", "admin:apikeys_connect", "jobs.view_job"),
+                _entry(
+                    "API keys",
+                    "key",
+                    "admin:apikeys_apikey_changelist",
+                    "apikeys.view_apikey",
+                    active=_is_below("admin:apikeys_apikey_changelist", besides="admin:apikeys_connect"),
+                ),
                 _entry("Projects", "folder", "admin:apikeys_project_changelist", "apikeys.view_project"),
                 _entry("People", "group", "admin:auth_user_changelist", "auth.view_user"),
                 _entry("Audit", "history", "admin:apikeys_auditrow_changelist", "apikeys.view_auditrow"),
