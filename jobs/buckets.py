@@ -1,45 +1,66 @@
-"""Stored bytes in a bucket of S3, or of any server that speaks its protocol."""
+"""The minute buckets behind the overview: workers append a row a batch, and each minute these become one.
 
-from typing import IO, Any
+Without it an hour of a busy queue is some hundred thousand rows, which every look at the overview would add up.
+"""
 
-from botocore.config import Config
-from storages.backends.s3 import S3Storage
+from django.db import connection
 
-# A bucket that is away costs a few seconds, not botocore's minutes: who stores tries again (see jobs/storage.py).
-CONNECT_SECONDS, READ_SECONDS, TRIES = 2, 10, 2
-# Below this a file is fetched into memory, above it onto disk.
-IN_MEMORY_BYTES = 1024 * 1024
+KEPT_DAYS = 400
+# Of the minutes that are over; one that ends late just makes its bucket be folded again.
+FOLD = """
+WITH crowded AS (
+    SELECT minute, project_id, agent_id, queue, outcome, error_code
+      FROM jobs_minutestat
+     WHERE minute BETWEEN date_trunc('minute', statement_timestamp()) - interval '2 hours'
+                      AND date_trunc('minute', statement_timestamp()) - interval '2 minutes'
+     GROUP BY 1, 2, 3, 4, 5, 6 HAVING count(*) > 1
+     LIMIT 2000
+), gone AS (
+    DELETE FROM jobs_minutestat AS stat USING crowded
+     WHERE stat.minute = crowded.minute AND stat.project_id = crowded.project_id
+       AND stat.agent_id IS NOT DISTINCT FROM crowded.agent_id AND stat.queue = crowded.queue
+       AND stat.outcome = crowded.outcome AND stat.error_code = crowded.error_code
+    RETURNING stat.*
+), histograms AS (
+    SELECT minute, project_id, agent_id, queue, outcome, error_code,
+           array_agg(wait ORDER BY place)::int[] AS waits, array_agg(run ORDER BY place)::int[] AS runs
+      FROM (
+        SELECT minute, project_id, agent_id, queue, outcome, error_code, place, sum(wait) AS wait, sum(run) AS run
+          FROM gone, unnest(wait_histogram, run_histogram) WITH ORDINALITY AS bucket (wait, run, place)
+         GROUP BY 1, 2, 3, 4, 5, 6, 7
+      ) AS summed
+     GROUP BY 1, 2, 3, 4, 5, 6
+), totals AS (
+    SELECT minute, project_id, agent_id, queue, outcome, error_code, sum(count) AS count, sum(wait_ms) AS wait_ms,
+           sum(run_ms) AS run_ms
+      FROM gone GROUP BY 1, 2, 3, 4, 5, 6
+)
+INSERT INTO jobs_minutestat (minute, project_id, agent_id, queue, outcome, error_code, count, wait_ms, run_ms,
+                             wait_histogram, run_histogram)
+SELECT total.minute, total.project_id, total.agent_id, total.queue, total.outcome, total.error_code, total.count,
+       total.wait_ms, total.run_ms, waits, runs
+  FROM totals AS total
+  JOIN histograms AS histogram
+    ON histogram.minute = total.minute AND histogram.project_id = total.project_id
+   AND histogram.agent_id IS NOT DISTINCT FROM total.agent_id AND histogram.queue = total.queue
+   AND histogram.outcome = total.outcome AND histogram.error_code = total.error_code
+"""
 
 
-class BucketStorage(S3Storage):
-    """django-storages' S3 with our deadlines: private objects, overwritten in place (their names are their content)."""
+def fold() -> int:
+    """Add up the rows of each past minute that say the same; how many remain of them.
 
-    def __init__(self, **options: Any) -> None:
-        style = options.pop("addressing_style", None)
-        super().__init__(
-            **options,
-            default_acl=None,
-            file_overwrite=True,
-            max_memory_size=IN_MEMORY_BYTES,
-            client_config=Config(
-                connect_timeout=CONNECT_SECONDS,
-                read_timeout=READ_SECONDS,
-                retries={"total_max_attempts": TRIES, "mode": "standard"},
-                s3={"addressing_style": style or "auto"},
-                signature_version="s3v4",
-                # Other servers than Amazon's do not all know the newer checksums.
-                request_checksum_calculation="when_required",
-                response_checksum_validation="when_required",
-            ),
+    Safe beside other workers that fold: a row is deleted once, and its counts go where it went.
+    """
+    with connection.cursor() as cursor:
+        cursor.execute(FOLD)
+        return int(cursor.rowcount)
+
+
+def forget() -> None:
+    """Delete what is older than anybody asks for."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "DELETE FROM jobs_minutestat WHERE minute < statement_timestamp() - make_interval(days => %s)",
+            [KEPT_DAYS],
         )
-
-    def stream(self, name: str, start: int, length: int) -> IO[bytes]:
-        """So many bytes as they come from the server: nothing is kept here. Raises FileNotFoundError."""
-        client = self.connection.meta.client
-        key = self._normalize_name(name)
-        span = f"bytes={start}-{start + length - 1}"
-        try:
-            body: IO[bytes] = client.get_object(Bucket=self.bucket_name, Key=key, Range=span)["Body"]
-        except client.exceptions.NoSuchKey as error:
-            raise FileNotFoundError(name) from error
-        return body

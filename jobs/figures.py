@@ -4,15 +4,18 @@ Numbers over time come from the minute buckets; states now from indexes that hol
 so that a million queued jobs cost what ten thousand do.
 """
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
+from django.core.files.storage import FileSystemStorage, storages
 from django.db import connection
 
-from jobs import listing
+from jobs import listing, usage
+from jobs.execution.outcomes import Used
 from jobs.models import Job, MinuteStat, Question
 
 UNFINISHED = (
@@ -124,6 +127,22 @@ class Workers:
 
 
 @dataclass(frozen=True)
+class Room:
+    """Bytes: what the database takes, and the disk that the files lie on; None where they lie elsewhere."""
+
+    database: int
+    disk_free: int | None = None
+    disk_size: int | None = None
+
+    @property
+    def is_short(self) -> bool:
+        """Whether less than a tenth of the disk is free."""
+        return (
+            self.disk_free is not None and self.disk_size is not None and self.disk_free * 10 < self.disk_size
+        )
+
+
+@dataclass(frozen=True)
 class Figures:
     """What the overview shows."""
 
@@ -134,6 +153,8 @@ class Figures:
     oldest_question: datetime | None
     hour: Hour
     workers: Workers
+    today: Used
+    room: Room
     failures: Sequence[Job] = field(default_factory=list)
 
 
@@ -151,8 +172,23 @@ def figures() -> Figures:
         oldest_question=first,
         hour=hour(now),
         workers=Workers(*_row(WORKERS)),
+        today=usage.of_today(),
+        room=room(),
         failures=newest_in(Job.Status.FAILED, limit=6),
     )
+
+
+def room() -> Room:
+    """Sizes that the system knows without adding up files."""
+    database = int(_row("SELECT pg_database_size(current_database())")[0])
+    files = storages["artifacts"]
+    if not isinstance(files, FileSystemStorage):
+        return Room(database)
+    try:
+        disk = shutil.disk_usage(files.location)
+    except OSError:
+        return Room(database)  # no file has been stored yet
+    return Room(database, disk.free, disk.total)
 
 
 def states(statuses: Sequence[str] = UNFINISHED) -> dict[str, int]:

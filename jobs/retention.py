@@ -8,7 +8,7 @@ from uuid import UUID
 
 from django.db import OperationalError, connection
 
-from jobs import failpoints, storage, usage
+from jobs import buckets, failpoints, storage, usage
 from jobs.models import Job
 from jobs.queries import WEEK_SECONDS, first_id
 
@@ -43,6 +43,7 @@ def prune(days: int, *, tell: Callable[[int], None] = lambda jobs: None) -> Prun
         forgotten, deleted = _forget_some(days)
         if not forgotten:
             usage.forget()
+            buckets.forget()
             return Pruned(jobs, files, tuple(_drop_partitions()))
         jobs, files = jobs + forgotten, files + deleted
         tell(jobs)

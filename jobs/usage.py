@@ -137,6 +137,18 @@ def of_agent(agent_id: UUID, *, days: int = 30) -> list[VersionUsage]:
         return [VersionUsage(number, jobs, Used(*sums)) for number, jobs, *sums in cursor.fetchall()]
 
 
+def of_today() -> Used:
+    """What all jobs have used since midnight (UTC)."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            f"""
+            SELECT {_SUMS} FROM jobs_usage
+             WHERE at >= date_trunc('day', statement_timestamp() AT TIME ZONE 'UTC') AT TIME ZONE 'UTC'
+            """  # noqa: S608 (a constant)
+        )
+        return Used(*cursor.fetchone())
+
+
 def forget() -> None:
     """Delete what is older than anybody asks for."""
     with connection.cursor() as cursor:

@@ -28,7 +28,7 @@ from agents.queries import record_runs
 from apikeys import services as keys
 from engine import __version__
 from engine.database import direct_dsn
-from jobs import aliveness, claiming, failpoints, loading, queries, retention, services, wakeups
+from jobs import aliveness, buckets, claiming, failpoints, loading, queries, retention, services, wakeups
 from jobs.claiming import Claimed
 from jobs.execution import attempt, outcomes
 from jobs.execution.outcomes import Outcome
@@ -575,6 +575,7 @@ class Incarnation:
                 await self._note_runs()
                 if time.monotonic() >= minute:
                     await self._in_database(keys.sweep)
+                    await self._in_database(buckets.fold)
                     minute = time.monotonic() + 60
                 if time.monotonic() >= hour:
                     await self._in_database(queries.ensure_partitions)

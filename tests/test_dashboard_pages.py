@@ -1,5 +1,6 @@
 """The dashboard's pages: who may see them, what they show, and that no hostile text gets into their markup."""
 
+from datetime import timedelta
 from typing import Any
 from uuid import uuid4
 
@@ -7,9 +8,11 @@ import pytest
 from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
 
 from engine.dashboard.lists import UncountedPaginator
-from jobs.models import Job
+from jobs import buckets
+from jobs.models import Job, MinuteStat, Usage
 from tests.dashboard import asking, completed, make_agent, make_artifact, make_person, signed_in
 from tests.factories import make_key
 from tests.jobs import make_job, make_worker
@@ -116,6 +119,47 @@ def test_the_overview_counts_what_ended_in_the_last_hour(browser: Client) -> Non
     assert (hour.completed, hour.failed, hour.success) == (1, 0, 1.0)
     assert hour.minutes[-1].total + hour.minutes[-2].total == 1
     assert hour.run_p50 is not None
+
+
+def test_the_overview_says_what_today_used_and_how_much_room_there_is(browser: Client) -> None:
+    job = completed()
+    assert job.agent_version_id is not None
+    Usage.objects.create(
+        job_id=job.id,
+        key="reply#1",
+        project_id=job.project_id,
+        agent_version_id=job.agent_version_id,
+        input_tokens=900,
+        output_tokens=100,
+        cost_usd=0.25,
+        at=timezone.now(),
+    )
+
+    page = browser.get("/admin/")
+
+    assert 'data-figure="tokens">1,000<' in page.text
+    assert "$0.25" in page.text
+    assert page.context["figures"].room.database > 0
+
+
+def test_minutes_that_are_over_are_added_up(browser: Client) -> None:
+    minute = timezone.now().replace(second=0, microsecond=0) - timedelta(minutes=5)
+    project = completed().project
+    row = {"minute": minute, "project": project, "queue": "default", "agent_id": None}
+    for outcome, waits in (("completed", [1, 2]), ("completed", [0, 5]), ("failed", [1, 0])):
+        MinuteStat.objects.create(
+            **row, outcome=outcome, count=3, wait_ms=10, run_ms=20, wait_histogram=waits, run_histogram=[3, 0]
+        )
+    before = browser.get("/admin/").context["figures"].hour
+
+    assert buckets.fold() == 1
+
+    after = browser.get("/admin/").context["figures"].hour
+    folded = MinuteStat.objects.get(minute=minute, outcome="completed")
+    assert (folded.count, folded.wait_ms, folded.run_ms) == (6, 20, 40)
+    assert (folded.wait_histogram, folded.run_histogram) == ([1, 7], [6, 0])
+    assert after == before
+    assert buckets.fold() == 0
 
 
 def test_the_overview_refreshes_by_parts(browser: Client) -> None:

@@ -128,6 +128,15 @@ def capped(count: int) -> str:
 
 
 @register.filter
+def short_number(count: int) -> str:
+    """A large count in three digits or so: "1.2 M"."""
+    for size, letter in ((10**9, "G"), (10**6, "M"), (10**4, "k")):
+        if count >= size:
+            return f"{count / (size if letter != 'k' else 1000):.1f}".removesuffix(".0") + f" {letter}"
+    return f"{count:,}"
+
+
+@register.filter
 def percent(share: float | None) -> str:
     """0..1 as a percentage."""
     if share is None:

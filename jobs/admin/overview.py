@@ -40,6 +40,7 @@ class Chart:
 
     bars: Sequence[Bar]
     top: int  # jobs a minute at the upper edge
+    success: str  # the share that completed, as points of a line; empty without two
     width: int = CHART_WIDTH
     height: int = CHART_HEIGHT
 
@@ -92,7 +93,16 @@ def chart(minutes: Sequence[Minute]) -> Chart:
                 failed_height=round(failed, 2),
             )
         )
-    return Chart(bars, top)
+    return Chart(bars, top, _success(minutes, slot))
+
+
+def _success(minutes: Sequence[Minute], slot: float) -> str:
+    points = [
+        f"{(index + 0.5) * slot:.1f},{(1 - minute.completed / minute.total) * CHART_HEIGHT:.1f}"
+        for index, minute in enumerate(minutes)
+        if minute.total
+    ]
+    return " ".join(points) if len(points) > 1 else ""
 
 
 def _round_up(value: int) -> int:
