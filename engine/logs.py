@@ -8,6 +8,8 @@ from contextvars import ContextVar
 from datetime import UTC, datetime
 from types import MappingProxyType
 
+from engine.redaction import of_installation
+
 _fields: ContextVar[Mapping[str, str]] = ContextVar("log_fields", default=MappingProxyType({}))
 
 
@@ -43,6 +45,10 @@ class OneLine(logging.Formatter):
         """The formatted line with nothing in it that is not printable."""
         return printable(super().formatMessage(record))
 
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, and a traceback if there is one, without secrets."""
+        return of_installation()(super().format(record))
+
 
 class JsonLine(logging.Formatter):
     """A record as one JSON object: at, level, logger, message, what it belongs to, a traceback if there is one."""
@@ -58,4 +64,4 @@ class JsonLine(logging.Formatter):
         }
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False)
+        return of_installation()(json.dumps(line, ensure_ascii=False))

@@ -20,6 +20,7 @@ from django.db import InterfaceError, InternalError, OperationalError
 from uuid_utils.compat import uuid7
 
 from agents.queries import Run
+from engine.redaction import Redactor, secrets_in
 from jobs import batch, queries, wakeups
 from jobs.batch import ArtifactRow, Batch, EventRow, ProgressRow, SandboxRow, StepRow
 from jobs.claiming import Claimed
@@ -274,6 +275,7 @@ class AttemptRecorder:
         self._key: AttemptKey = (job.id, job.attempt)
         self.sandbox = ""
         self.has_durable_step = False  # of this attempt
+        self._redacted = Redactor(secrets_in(job.input))
         self._settling: asyncio.Future[str | None] | None = None
 
     def event(
@@ -298,8 +300,8 @@ class AttemptRecorder:
                 type=type,
                 source=source,
                 level=level,
-                message=clean(message),
-                data=None if data is None else to_json(data),
+                message=self._redacted(clean(message)),
+                data=None if data is None else self._redacted(to_json(data)),
             )
         )
 
@@ -326,7 +328,9 @@ class AttemptRecorder:
         """The latest progress; earlier ones that were not written yet are passed over."""
         if not self._writer.is_refused(self._key):
             rows = self._writer.add().progress
-            rows[self._key] = ProgressRow(self._job.id, self._job.attempt, fraction, clean(message))
+            rows[self._key] = ProgressRow(
+                self._job.id, self._job.attempt, fraction, self._redacted(clean(message))
+            )
 
     def opened(self, sandbox: str) -> None:
         """Note which sandbox this attempt runs in, so that a successor can kill it."""
