@@ -195,9 +195,9 @@ class AsyncClient:
             if stream.status_code == httpx.codes.NO_CONTENT:
                 feed.ended = True
             elif stream.is_success:
-                async for line in stream.aiter_lines():
+                async for chunk in stream.aiter_bytes():
                     _check_deadline(feed.path, deadline)
-                    if event := feed.take(line):
+                    for event in feed.read(chunk):
                         yield event
             else:
                 await stream.aread()

@@ -168,11 +168,11 @@ class EventFeed:
         self.after, self.filters = after, given(filters)
         self.ended = False
         self.failures = 0
-        self._name, self._data = "", ""
+        self._name, self._data, self._rest = "", "", b""
 
     def call(self) -> Call:
         """The request that goes on after the last event seen."""
-        self._name = self._data = ""
+        self._name, self._data, self._rest = "", "", b""
         return Call(
             "GET",
             self.path,
@@ -180,6 +180,16 @@ class EventFeed:
             headers={"Accept": "text/event-stream"},
             timeout=STREAM_SILENCE_SECONDS,
         )
+
+    def read(self, chunk: bytes) -> Iterator[Event]:
+        """The events that the next bytes of the stream complete.
+
+        httpx' own lines end at U+0085, U+2028 and the like, too, which a log line may hold: in SSE they do not.
+        """
+        *lines, self._rest = (self._rest + chunk).split(b"\n")
+        for line in lines:
+            if event := self.take(line.removesuffix(b"\r").decode()):
+                yield event
 
     def take(self, line: str) -> Event | None:
         """One line of the stream; an event when it completes one (a subset of SSE: Engine's frames)."""

@@ -323,6 +323,12 @@ class LinkExpired(Problem):
     code = "link_expired"
 
 
+class HeadTooLarge(Problem):
+    """The address and the headers together are too large, or there are too many headers."""
+
+    code = "head_too_large"
+
+
 class BodyTooLarge(Problem):
     """The body, or one part of it, is over the installation's limit."""
 

@@ -161,4 +161,4 @@ class Key(Model):
     id: str
     name: str = ""
     scopes: Any = ()
-    secret: str = ""
+    secret: str = field(default="", repr=False)

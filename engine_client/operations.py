@@ -69,7 +69,7 @@ def discover(
     task: str, *, limit: int | None = None, filters: Mapping[str, Any] | None = None
 ) -> Steps[Discovery]:
     """Who can do a task, best first."""
-    body = _without_none({"task": task, "limit": limit, **(filters or {})})
+    body = _without_none({"task": task, "limit": limit, "filters": filters or None})
     return Discovery.of((yield from exchange(Call("POST", f"{API}/agents/discover", body=body))).json())
 
 

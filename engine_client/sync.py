@@ -182,10 +182,9 @@ class Client:
             if stream.status_code == httpx.codes.NO_CONTENT:
                 feed.ended = True
             elif stream.is_success:
-                for line in stream.iter_lines():
+                for chunk in stream.iter_bytes():
                     _check_deadline(feed.path, deadline)
-                    if event := feed.take(line):
-                        yield event
+                    yield from feed.read(chunk)
             else:
                 stream.read()
                 time.sleep(feed.refused(stream))

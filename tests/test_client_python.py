@@ -174,6 +174,28 @@ def test_events_come_once_and_in_order_over_cuts_and_refusals():
     assert seen[0].url.params["type"] == "log,job.waiting"
 
 
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
+def test_a_stream_may_be_cut_into_chunks_anywhere_and_hold_any_line_end_of_unicode(size):
+    message = "a\x85b\u2028c é"
+    text = f'retry: 1000\n\n: ping\n\ndata: {{"seq": 1, "type": "log", "message": "{message}"}}\n\n'
+    text += "event: end\r\ndata: x\r\n\r\n"
+    data, feed = text.encode(), core.EventFeed("j1")
+
+    events = [event for at in range(0, len(data), size) for event in feed.read(data[at : at + size])]
+
+    assert [event.message for event in events] == [message]
+    assert feed.ended
+
+
+def test_discovery_takes_the_filters_of_the_api():
+    answer, seen = scripted(httpx.Response(200, json={"decision": "none", "results": []}))
+
+    with client(answer) as engine:
+        engine.discover("t", tags=["csv"], health="any")
+
+    assert json.loads(seen[0].content) == {"task": "t", "filters": {"tags": ["csv"], "health": "any"}}
+
+
 def test_a_stream_that_may_not_be_read_any_more_says_so():
     answer, _ = scripted(stream(1), problem(401, "key_revoked"))
 
@@ -266,3 +288,14 @@ def test_a_download_never_leaves_its_folder(name, tmp_path):
 
     with pytest.raises(ValueError, match="leads out"):
         place(tmp_path / "out", artifact, b"x")
+
+
+def test_a_download_that_changed_on_its_way_is_not_stored(tmp_path):
+    from engine_client.folders import place
+    from engine_client.models import Artifact
+
+    artifact = Artifact({}, id="a", name="a.txt", media_type="", size=1, sha256="0" * 64, url="")
+
+    with pytest.raises(errors.EngineError, match="download it again"):
+        place(tmp_path, artifact, b"x")
+    assert list(tmp_path.iterdir()) == []
