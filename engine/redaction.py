@@ -62,6 +62,22 @@ class Redactor:
             text = _NAMED.sub(lambda found: (found[1] or found[2]) + REDACTED, text)
         return text
 
+    def inside(self, value: Any) -> Any:
+        """A JSON value with each text in it redacted; in its JSON a password of digits may be a number, too."""
+        if isinstance(value, str):
+            return self(value)
+        if isinstance(value, Mapping):
+            return {self(str(name)): self.inside(inner) for name, inner in value.items()}
+        if isinstance(value, list | tuple):
+            return [self.inside(inner) for inner in value]
+        return value
+
+
+def redactor_of(given: Any) -> Redactor:
+    """The redactor for a job with this input. Most inputs hold no secret, and compiling takes time."""
+    values = list(secrets_in(given))
+    return Redactor(values) if values else of_installation()
+
 
 def secrets_in(given: Any) -> Iterator[str]:
     """The texts in a job's input that stand under a name such as `password` or `api_key`."""

@@ -20,7 +20,7 @@ from django.db import InterfaceError, InternalError, OperationalError
 from uuid_utils.compat import uuid7
 
 from agents.queries import Run
-from engine.redaction import Redactor, secrets_in
+from engine.redaction import redactor_of
 from jobs import batch, queries, wakeups
 from jobs.batch import ArtifactRow, Batch, EventRow, ProgressRow, SandboxRow, StepRow
 from jobs.claiming import Claimed
@@ -275,7 +275,7 @@ class AttemptRecorder:
         self._key: AttemptKey = (job.id, job.attempt)
         self.sandbox = ""
         self.has_durable_step = False  # of this attempt
-        self._redacted = Redactor(secrets_in(job.input))
+        self._redacted = redactor_of(job.input)
         self._settling: asyncio.Future[str | None] | None = None
 
     def event(
@@ -301,7 +301,7 @@ class AttemptRecorder:
                 source=source,
                 level=level,
                 message=self._redacted(clean(message)),
-                data=None if data is None else self._redacted(to_json(data)),
+                data=None if data is None else self._json(data),
             )
         )
 
@@ -323,6 +323,10 @@ class AttemptRecorder:
     def _check(self) -> None:
         if self._writer.is_refused(self._key):
             raise LeaseLostError
+
+    def _json(self, data: Any) -> str:
+        text = to_json(data)
+        return text if self._redacted(text) == text else to_json(self._redacted.inside(data))
 
     def progress(self, fraction: float | None, message: str) -> None:
         """The latest progress; earlier ones that were not written yet are passed over."""

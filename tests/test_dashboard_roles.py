@@ -278,7 +278,7 @@ def test_the_sidebar_offers_what_a_role_may_see() -> None:
     page = browser_of("viewer").get("/admin/").content.decode()
 
     assert "/admin/jobs/job/" in page
-    assert "/admin/apikeys/apikey/\"" not in page
+    assert '/admin/apikeys/apikey/"' not in page
     assert "/admin/auth/user/" not in page
 
 

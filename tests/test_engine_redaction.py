@@ -125,6 +125,24 @@ def test_a_jobs_events_show_none() -> None:
     assert job.progress_message == f"using {REDACTED}"
 
 
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("secret", ["12345678", '", "b": "', '"number":'])
+def test_a_secret_that_looks_like_json_breaks_no_event(secret: str) -> None:
+    job = make_job(make_project(), input={"password": secret})
+    worker = make_worker()
+    claimed = claim_one(worker)
+
+    async def talk(writer: Any) -> None:
+        recorder = AttemptRecorder(writer, claimed, Clock(timezone.now()))
+        recorder.event("step.failed", data={"number": 12345678, "a": "x", "b": f"said {secret}"})
+        await recorder.flush()
+
+    with_writer(worker, talk)
+
+    stored = Event.objects.filter(job_id=job.id, type="step.failed").get()
+    assert stored.data == {"number": 12345678, "a": "x", "b": f"said {REDACTED}"}
+
+
 @pytest.mark.parametrize("text", ["eyJ-" * 50_000, "-----BEGIN PRIVATE KEY-----" * 9_000, "a://b:" * 40_000])
 def test_no_text_takes_the_search_for_ever(text: str) -> None:
     begun = time.process_time()
