@@ -1,7 +1,7 @@
 """A key's rate windows, and the headers that tell a client where it stands.
 
-Counted in PostgreSQL and exact over all processes. `RateLimit` and `RateLimit-Policy` follow
-draft-ietf-httpapi-ratelimit-headers-11, `X-RateLimit-*` the older custom.
+Counted in PostgreSQL, or in Redis where there is one, and exact over all processes. `RateLimit` and
+`RateLimit-Policy` follow draft-ietf-httpapi-ratelimit-headers-11, `X-RateLimit-*` the older custom.
 """
 
 import math
@@ -16,6 +16,7 @@ from apikeys.callers import Caller
 from apikeys.errors import RateLimited
 from apikeys.models import ApiKey
 from apikeys.queries import Count, count_request
+from apikeys.redis_counters import count_in_redis
 
 if TYPE_CHECKING:
     from rest_framework.views import APIView  # it imports this module: DEFAULT_..._CLASSES
@@ -46,7 +47,10 @@ def count(request: Request) -> None:
 def count_key(key: ApiKey, counts: list[Count]) -> None:
     """Count a request, or a WebSocket's handshake, of the key into `counts`. Raises RateLimited."""
     for window in sorted(key.windows, key=lambda window: int(window["seconds"])):
-        counted = count_request(f"key:{key.id}", limit=window["limit"], seconds=window["seconds"])
+        subject, limit, seconds = f"key:{key.id}", window["limit"], window["seconds"]
+        counted = count_in_redis(subject, limit=limit, seconds=seconds) or count_request(
+            subject, limit=limit, seconds=seconds
+        )
         counts.append(counted)
         if counted.is_over:
             raise RateLimited(

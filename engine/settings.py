@@ -218,6 +218,8 @@ USE_I18N = False
 
 REDIS_URL = address("REDIS_URL", schemes=["redis", "rediss", "unix"])
 CACHES: dict[str, dict[str, Any]] = {"default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}}
+# What each process may as well make for itself, with Redis or without.
+CACHES["memory"] = {"BACKEND": "django.core.cache.backends.locmem.LocMemCache", "LOCATION": "memory"}
 # Logins, answer links and what else needs no key are counted in PostgreSQL, over all processes.
 CACHES["counters"] = {"BACKEND": "apikeys.ratecache.CounterCache"}
 RATELIMIT_USE_CACHE = "counters"

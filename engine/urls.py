@@ -23,7 +23,9 @@ urlpatterns: list[URLPattern | URLResolver] = [
     path("api/v1/", include("jobs.urls")),
     # Made from the code, which does not change while we run.
     path(
-        "api/schema", page(cache_page(3600)(SpectacularAPIView.as_view(throttle_classes=[]))), name="schema"
+        "api/schema",
+        page(cache_page(3600, cache="memory")(SpectacularAPIView.as_view(throttle_classes=[]))),
+        name="schema",
     ),
     # The split view keeps its script out of the page, which the content security policy demands.
     path("api/docs", page(SpectacularSwaggerSplitView.as_view(throttle_classes=[]))),
