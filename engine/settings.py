@@ -263,7 +263,7 @@ if ENGINE_S3_ENDPOINT and not ENGINE_S3_BUCKET:
     raise ImproperlyConfigured("ENGINE_S3_ENDPOINT is set without ENGINE_S3_BUCKET: set both, or neither.")
 if ENGINE_S3_BUCKET:
     STORAGES["artifacts"] = {
-        "BACKEND": "jobs.buckets.BucketStorage",
+        "BACKEND": "jobs.s3.BucketStorage",
         "OPTIONS": {
             "bucket_name": ENGINE_S3_BUCKET,
             "endpoint_url": ENGINE_S3_ENDPOINT or None,

@@ -234,7 +234,7 @@ def read_part(key: str, start: int, length: int) -> IO[bytes]:
     """Stored bytes to be read from `start` on; close it. Raises BlobMissing, StorageFailed."""
     target = storage()
     try:
-        if stream := getattr(target, "stream", None):  # see jobs/buckets.py
+        if stream := getattr(target, "stream", None):  # see jobs/s3.py
             body: IO[bytes] = stream(key, start, length) if length else BytesIO()
             return body
         file = target.open(key, "rb")

@@ -71,7 +71,7 @@ def bucket_server() -> Iterator[BucketServer]:
 def storages_in(server_url: str, *, key: str = "test", bucket: str = BUCKET) -> dict[str, Any]:
     """STORAGES["artifacts"] as the settings make it from ENGINE_S3_*."""
     return {
-        "BACKEND": "jobs.buckets.BucketStorage",
+        "BACKEND": "jobs.s3.BucketStorage",
         "OPTIONS": {
             "bucket_name": bucket,
             "endpoint_url": server_url,

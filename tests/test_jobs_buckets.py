@@ -10,7 +10,7 @@ from django.core.files.storage import storages
 from django.core.files.uploadedfile import SimpleUploadedFile
 
 from engine import diagnosis
-from jobs import buckets, storage
+from jobs import s3, storage
 from jobs.models import InputFile, Job
 from tests.buckets import BUCKET, BucketServer, bucket_server, storages_in
 from tests.factories import KeyInHand, make_key
@@ -31,18 +31,18 @@ def bucket(server: BucketServer, settings: Any, monkeypatch: pytest.MonkeyPatch)
     """An empty bucket that works, with deadlines that a test can wait for."""
     server.fault, server.faults_left = "", -1
     server.release.clear()
-    monkeypatch.setattr(buckets, "READ_SECONDS", 1)
-    monkeypatch.setattr(buckets, "TRIES", 1)
+    monkeypatch.setattr(s3, "READ_SECONDS", 1)
+    monkeypatch.setattr(s3, "TRIES", 1)
     monkeypatch.setattr(storage, "PAUSES", (0.01, 0.01))
     settings.STORAGES = {**settings.STORAGES, "artifacts": storages_in(server.url)}
-    client = s3()
-    client.create_bucket(Bucket=BUCKET)
-    for item in client.list_objects_v2(Bucket=BUCKET).get("Contents", []):
-        client.delete_object(Bucket=BUCKET, Key=item["Key"])
+    boto = client()
+    boto.create_bucket(Bucket=BUCKET)
+    for item in boto.list_objects_v2(Bucket=BUCKET).get("Contents", []):
+        boto.delete_object(Bucket=BUCKET, Key=item["Key"])
     return server
 
 
-def s3() -> Any:
+def client() -> Any:
     """boto3's client."""
     artifacts: Any = storages["artifacts"]
     return artifacts.connection.meta.client
@@ -92,7 +92,7 @@ def test_a_file_that_is_gone_is_a_404(key: KeyInHand):
 
 
 def _keys() -> list[str]:
-    listed = s3().list_objects_v2(Bucket=BUCKET)
+    listed = client().list_objects_v2(Bucket=BUCKET)
     return [item["Key"].removeprefix("files/") for item in listed.get("Contents", [])]
 
 
