@@ -1,12 +1,13 @@
 """Many finished jobs at once, by INSERT … SELECT: what an installation has after months."""
 
+from collections.abc import Sequence
 from typing import Any
+from uuid import UUID
 
 from django.db import connection
 
-from tests.jobs import make_project, make_version
-
 JOBS = """
+WITH made AS (
 INSERT INTO jobs_job (id, project_id, agent_version_id, queue, task, input, status, status_reason, priority, sort_at,
                       attempt, failed_count, lost_count, max_attempts, last_seq, cancel_requested_by, tags, metadata,
                       webhook_url, progress_message, created_by, created_at, started_at, finished_at, error)
@@ -18,14 +19,13 @@ SELECT (lpad(to_hex((extract(epoch FROM t) * 1000)::bigint), 12, '0') || '7' || 
        CASE WHEN n %% 5 = 0 THEN 'failed' ELSE 'completed' END, '',
        'normal', t, 1, 0, 0, 3, %(events)s, '', '{}', '{}', '', '', 'key:nightly', t, t, t + interval '3 s',
        CASE WHEN n %% 5 = 0 THEN '{"code": "agent_failed", "message": "It broke"}'::jsonb END
-  FROM generate_series(1, %(jobs)s) AS n, LATERAL (SELECT statement_timestamp() - n * interval '2 s' AS t) AS times
-"""
-
-EVENTS = """
+  FROM generate_series(%(first)s::int, %(last)s::int) AS n,
+       LATERAL (SELECT statement_timestamp() - n * interval '2 s' AS t) AS times
+RETURNING id, created_at
+)
 INSERT INTO jobs_event (job_id, seq, attempt, at, type, source, level, message)
 SELECT id, seq, 1, created_at + seq * interval '10 ms', 'log', 'stdout', 'info', 'line ' || seq || ' of a report'
-  FROM jobs_job CROSS JOIN generate_series(1, %(events)s) AS seq
- WHERE created_by = 'key:nightly'
+  FROM made CROSS JOIN generate_series(1, %(events)s) AS seq
 """
 
 MINUTES = """
@@ -37,18 +37,27 @@ SELECT date_trunc('minute', finished_at), project_id, NULL, queue, status, coale
 """
 
 
-def make_history(jobs: int, *, events: int = 0) -> None:
-    """`jobs` finished jobs of two projects and three agents, one in five failed, each with `events` log lines."""
+def make_history(
+    jobs: int, *, projects: Sequence[UUID], versions: Sequence[UUID], events: int = 0, first: int = 1
+) -> None:
+    """`jobs` finished jobs, one in five failed, each with `events` log lines; the newest ended two seconds ago.
+
+    `first`: where to go on, for a history that is made in pieces.
+    """
     params: dict[str, Any] = {
-        "jobs": jobs,
+        "first": first,
+        "last": first + jobs - 1,
         "events": events,
-        "projects": [make_project(slug).id for slug in ("acme", "globex")],
-        "versions": [make_version(slug).id for slug in ("counter", "drawer", "reader")],
+        "projects": list(projects),
+        "versions": list(versions),
     }
     with connection.cursor() as cursor:
         cursor.execute(JOBS, params)
-        if events:
-            cursor.execute(EVENTS, params)
+
+
+def count_minutes() -> None:
+    """The minute buckets that workers would have written, and the planner's statistics."""
+    with connection.cursor() as cursor:
         cursor.execute(MINUTES)
         for table in ("jobs_job", "jobs_event", "jobs_minutestat", "apikeys_project", "agents_agentversion"):
             cursor.execute(f"ANALYZE {table}")
