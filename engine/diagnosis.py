@@ -16,7 +16,7 @@ from django.core.cache import cache
 from django.core.exceptions import ImproperlyConfigured
 from django.core.files.base import ContentFile
 from django.core.files.storage import storages
-from django.db import DatabaseError, InterfaceError, connection
+from django.db import DatabaseError, InterfaceError, ProgrammingError, connection
 from django.utils import timezone
 from redis.exceptions import RedisError
 
@@ -59,6 +59,8 @@ def database_remedy(error: BaseException) -> str:
     """What to do about a database that refuses."""
     if "unsupported startup parameter" in str(error):  # PgBouncer's words
         return "DATABASE_URL is a pooler: set ENGINE_DIRECT_DATABASE_URL to the database itself"
+    if isinstance(error, ProgrammingError):  # a table is missing
+        return "python manage.py migrate"
     return "start PostgreSQL, or set DATABASE_URL"
 
 

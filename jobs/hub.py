@@ -22,14 +22,12 @@ from datetime import datetime
 from typing import Any, Protocol, TypeVar
 from uuid import UUID
 
-import psycopg
 from django.core.exceptions import ImproperlyConfigured
 from django.db import Error as DatabaseTrouble
 from django.db import close_old_connections, connection
-from psycopg import sql
 
-from engine.database import direct_dsn
 from jobs.errors import TooManyStreams
+from jobs.listening import HintsLost, hints
 from jobs.models import Job
 from jobs.serializers import event_json
 from jobs.wakeups import JOB_CHANNEL
@@ -302,14 +300,10 @@ class Hub:
         """Hear of news. After each new connection everything is looked at: what was said meanwhile is lost."""
         while True:
             try:
-                dsn = await self.in_thread(direct_dsn)
-                async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as listener:
-                    await listener.execute(sql.SQL("LISTEN {}").format(sql.Identifier(JOB_CHANNEL)))
-                    self._look_at(set(self._feeds))
-                    async for notice in listener.notifies():
-                        self._look_at(_ids(notice.payload))
-            except (psycopg.Error, DatabaseTrouble, ImproperlyConfigured) as error:
-                log.warning("Not listening for a moment, polling goes on: %s", str(error).strip())
+                async for hint in hints(JOB_CHANNEL):
+                    self._look_at(set(self._feeds) if hint is None else _ids(hint.payload))
+            except HintsLost as error:
+                log.warning("Not listening for a moment, polling goes on: %s", error)
             await asyncio.sleep(RETRY_SECONDS)
 
     async def _poll(self) -> None:

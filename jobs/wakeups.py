@@ -2,17 +2,21 @@
 
 A NOTIFY inside the writing transaction would take PostgreSQL's global commit lock (measured: 5 to 10 times fewer
 commits). So one thread per process sends coalesced notifies on a connection of its own, with
-`synchronous_commit = off`.
+`synchronous_commit = off`. Where REDIS_URL is set they go over Redis, and PostgreSQL has nothing to do with them.
 """
 
 import logging
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from uuid import UUID
 
 import psycopg
+from django.conf import settings
 from django.db import transaction
+from redis import Redis
+from redis.exceptions import RedisError
 
 from engine.database import direct_dsn
 from jobs import failpoints
@@ -24,6 +28,7 @@ CANCEL_CHANNEL = "engine_cancel"  # payload: job ids; the lease holder should st
 COALESCE_SECONDS = 0.005
 MOST_PAYLOAD = 7_900  # bytes; NOTIFY takes less than 8,000
 RETRY_SECONDS = 1.0
+REDIS_SECONDS = 1.0
 
 log = logging.getLogger("engine.wakeups")
 
@@ -58,21 +63,20 @@ class Notifier:
     def _run(self) -> None:
         while not self._stopped:
             try:
-                with psycopg.connect(direct_dsn(), autocommit=True) as connection:
-                    connection.execute("SET synchronous_commit = off")
-                    self._serve(connection)
-            except psycopg.Error as error:
+                with _by_redis() if settings.REDIS_URL else _by_notify() as say:
+                    self._serve(say)
+            except (psycopg.Error, RedisError, OSError) as error:
                 log.warning("Wake-ups are off for a moment, polling goes on: %s", error)
                 self._drop()
                 time.sleep(RETRY_SECONDS)
 
-    def _serve(self, connection: psycopg.Connection) -> None:
+    def _serve(self, say: Callable[[str, str], object]) -> None:
         while not self._stopped:
             self._wake.wait()
             self._wake.clear()
             for channel, payload in self._take():
                 failpoints.hit("notify.before")
-                connection.execute("SELECT pg_notify(%s, %s)", [channel, payload])
+                say(channel, payload)
             time.sleep(COALESCE_SECONDS)  # what comes meanwhile goes out together
 
     def _take(self) -> list[tuple[str, str]]:
@@ -85,6 +89,22 @@ class Notifier:
     def _drop(self) -> None:
         with self._lock:
             self._pending.clear()
+
+
+@contextmanager
+def _by_notify() -> Iterator[Callable[[str, str], object]]:
+    with psycopg.connect(direct_dsn(), autocommit=True) as connection:
+        connection.execute("SET synchronous_commit = off")
+        yield lambda channel, payload: connection.execute("SELECT pg_notify(%s, %s)", [channel, payload])
+
+
+@contextmanager
+def _by_redis() -> Iterator[Callable[[str, str], object]]:
+    client = Redis.from_url(
+        settings.REDIS_URL, socket_timeout=REDIS_SECONDS, socket_connect_timeout=REDIS_SECONDS
+    )
+    with client:
+        yield client.publish
 
 
 def _payloads(items: list[str]) -> list[str]:

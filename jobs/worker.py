@@ -20,19 +20,19 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
 
-import psycopg
 from django.conf import settings
 from django.db import DatabaseError, InterfaceError, OperationalError, connection
 
 from agents.queries import record_runs
 from apikeys import services as keys
 from engine import __version__
-from engine.database import direct_dsn
+from engine.logs import log_fields
 from jobs import aliveness, buckets, claiming, failpoints, loading, queries, retention, services, wakeups
 from jobs.claiming import Claimed
 from jobs.execution import attempt, outcomes
 from jobs.execution.outcomes import Outcome
 from jobs.execution.ports import AgentSpec, AttemptControl, LeaseLostError
+from jobs.listening import Hint, HintsLost, hints
 from jobs.notifying.courier import Courier
 from jobs.platform import JobPlatform
 from jobs.queries import WorkerLeaseLost
@@ -163,8 +163,11 @@ class Incarnation:
     async def run(self) -> None:
         """From registering to goodbye, or to the loss of the lease."""
         self._loop = asyncio.get_running_loop()
-        if not await self._register():
-            return
+        if await self._register():
+            with log_fields(worker=self.id):  # the tasks begun inside keep it
+                await self._work()
+
+    async def _work(self) -> None:
         self.writer = Writer(self.id, in_database=self._in_database, on_worker_lost=self._lease_is_lost)
         beat = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
         beat.start()
@@ -492,6 +495,11 @@ class Incarnation:
         written.add_done_callback(finished)
 
     async def _run_job(self, entry: Running) -> None:
+        """Run and settle one job; each line logged meanwhile names it."""
+        with log_fields(job=entry.job.id, attempt=entry.job.attempt):
+            await self._run_and_settle(entry)
+
+    async def _run_and_settle(self, entry: Running) -> None:
         job, key = entry.job, entry.key
         timer = self._deadline_timer(entry)
         try:
@@ -641,18 +649,16 @@ class Incarnation:
         """Hear hints of new jobs and of cancels on a connection of its own; polling finds what they miss."""
         while self.options.listen:
             try:
-                dsn = await asyncio.to_thread(direct_dsn)
-                async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as listening:
-                    await listening.execute(f"LISTEN {wakeups.QUEUE_CHANNEL}")
-                    await listening.execute(f"LISTEN {wakeups.CANCEL_CHANNEL}")
-                    self._look.set()  # what came before is found by looking
-                    async for hint in listening.notifies():
+                async for hint in hints(wakeups.QUEUE_CHANNEL, wakeups.CANCEL_CHANNEL):
+                    if hint is None:
+                        self._look.set()  # what came before is found by looking
+                    else:
                         self._hinted(hint)
-            except psycopg.Error as error:
-                log.warning("Wake-ups are off, polling goes on: %s", str(error).strip())
+            except HintsLost as error:
+                log.warning("Wake-ups are off, polling goes on: %s", error)
             await asyncio.sleep(RECONNECT_SECONDS)
 
-    def _hinted(self, hint: psycopg.Notify) -> None:
+    def _hinted(self, hint: Hint) -> None:
         if hint.channel == wakeups.QUEUE_CHANNEL:
             self._hinted_since = True
             self._look.set()

@@ -3,17 +3,17 @@
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Awaitable, Callable, Hashable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Sequence
 from typing import Any
 from uuid import UUID, uuid4
 
-import psycopg
 import pytest
 from django.db import DatabaseError
 
 from jobs import hub as hubs
 from jobs.errors import TooManyStreams
 from jobs.hub import AccessEnded, Hub, HubFailed, Line, Watch
+from jobs.listening import Hint, HintsLost
 
 SECONDS = 5.0
 
@@ -60,11 +60,12 @@ class Right:
 def table(monkeypatch: pytest.MonkeyPatch) -> Table:
     made = Table()
 
-    def refuse() -> str:
-        raise psycopg.OperationalError("no notifications in these tests")
+    async def refuse(*channels: str) -> AsyncIterator[Hint | None]:
+        raise HintsLost("no notifications in these tests")
+        yield  # a generator
 
     monkeypatch.setattr(hubs, "read_news", made.read)
-    monkeypatch.setattr(hubs, "direct_dsn", refuse)
+    monkeypatch.setattr(hubs, "hints", refuse)
     monkeypatch.setattr(hubs, "with_connection", lambda work, *arguments: work(*arguments))
     monkeypatch.setattr(hubs, "POLL_SECONDS", 0.01)
     monkeypatch.setattr(hubs, "ACCESS_SECONDS", 0.01)

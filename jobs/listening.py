@@ -1,0 +1,83 @@
+"""Hearing the hints that `jobs/wakeups.py` sends: over Redis where REDIS_URL is set, else by PostgreSQL's LISTEN.
+
+Either may fall silent for a while without harm (I7): whoever listens looks by itself once a second, too.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+
+import psycopg
+from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
+from django.db import Error as DatabaseTrouble
+from psycopg import sql
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from engine.database import direct_dsn
+
+CONNECT_SECONDS = 2.0
+# A peer that is gone without a word is found out by a ping this often.
+PING_SECONDS = 5.0
+
+
+class HintsLost(Exception):
+    """Nothing is heard any more; listen again in a moment."""
+
+
+@dataclass(frozen=True)
+class Hint:
+    """`payload` names queues or jobs, with commas between."""
+
+    channel: str
+    payload: str
+
+
+async def hints(*channels: str) -> AsyncGenerator[Hint | None, None]:
+    """Each hint as it comes. The first is None: from now on they are heard, and what was said before was not.
+
+    Raises HintsLost; never ends otherwise.
+    """
+    try:
+        if settings.REDIS_URL:
+            async for hint in _by_redis(*channels):
+                yield hint
+        else:
+            async for hint in _by_listen(*channels):
+                yield hint
+    except (psycopg.Error, DatabaseTrouble, ImproperlyConfigured, RedisError, OSError) as error:
+        raise HintsLost(str(error).strip() or type(error).__name__) from error
+    raise HintsLost("the connection was closed")
+
+
+async def _by_listen(*channels: str) -> AsyncGenerator[Hint | None, None]:
+    dsn = await asyncio.to_thread(direct_dsn)
+    async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as listener:
+        for channel in channels:
+            await listener.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
+        yield None
+        async for notice in listener.notifies():
+            yield Hint(notice.channel, notice.payload)
+
+
+async def _by_redis(*channels: str) -> AsyncGenerator[Hint | None, None]:
+    client = Redis.from_url(
+        settings.REDIS_URL, socket_connect_timeout=CONNECT_SECONDS, socket_timeout=CONNECT_SECONDS,
+        decode_responses=True,
+    )  # fmt: skip
+    async with client, client.pubsub() as heard:
+        await heard.subscribe(*channels)
+        yield None
+        pinged = False
+        while True:
+            message = await heard.get_message(timeout=PING_SECONDS)
+            if message is None:
+                if pinged:
+                    raise HintsLost("Redis does not answer")
+                await heard.ping()
+                pinged = True
+                continue
+            pinged = False
+            if message["type"] == "message":
+                yield Hint(message["channel"], message["data"])
