@@ -163,6 +163,13 @@ class AsyncClient:
             if job.asks:  # the server answers at once while it asks
                 await asyncio.sleep(min(1.0, left))
 
+    async def stored_events(self, job_id: str, *, after: int = 0, **filters: Any) -> AsyncIterator[Event]:
+        """Events beyond `after` that are stored now; filters as in `events`."""
+        while page := await self._do(operations.stored_events(job_id, after, filters)):
+            for event in page:
+                yield event
+            after = page[-1].seq
+
     async def events(
         self, job_id: str, *, after: int = 0, deadline: float | None = None, **filters: Any
     ) -> AsyncIterator[Event]:

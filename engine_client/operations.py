@@ -6,13 +6,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
-from engine_client.core import WAIT_SECONDS, Call, FileLike, Steps, exchange
+from engine_client.core import WAIT_SECONDS, Call, FileLike, Steps, exchange, given
 from engine_client.errors import JobAlreadyEnded
-from engine_client.models import Agent, Artifact, Discovery, Job, Key
+from engine_client.models import Agent, Artifact, Discovery, Event, Job, Key
 
 API = "/api/v1"
 # Beyond what the server waits by itself, so that it answers first.
 SLACK_SECONDS = 15.0
+EVENTS_A_PAGE = 1_000
 
 
 def submit(
@@ -32,6 +33,13 @@ def job(job_id: str, *, wait_seconds: int = 0) -> Steps[Job]:
     headers = {"Prefer": f"wait={wait_seconds}"} if wait_seconds else {}
     call = Call("GET", f"{API}/jobs/{job_id}", headers=headers, timeout=wait_seconds + SLACK_SECONDS)
     return Job.of((yield from exchange(call)).json())
+
+
+def stored_events(job_id: str, after: int, filters: Mapping[str, Any]) -> Steps[list[Event]]:
+    """One page of the events that are stored now; an empty one is the end."""
+    params = {**given(filters), "after": after, "limit": EVENTS_A_PAGE}
+    response = yield from exchange(Call("GET", f"{API}/jobs/{job_id}/logs", params))
+    return [Event.of(one) for one in response.json()["items"]]
 
 
 def wait_for(seconds: float) -> int:

@@ -153,6 +153,12 @@ class Client:
             if job.asks:  # the server answers at once while it asks
                 time.sleep(min(1.0, left))
 
+    def stored_events(self, job_id: str, *, after: int = 0, **filters: Any) -> Iterator[Event]:
+        """Events beyond `after` that are stored now; filters as in `events`."""
+        while page := self._do(operations.stored_events(job_id, after, filters)):
+            yield from page
+            after = page[-1].seq
+
     def events(
         self, job_id: str, *, after: int = 0, deadline: float | None = None, **filters: Any
     ) -> Iterator[Event]:

@@ -1714,6 +1714,8 @@ def _run_on_laptop(arguments: Any) -> int:
         link._rows = {key: dataclasses.asdict(entry) for key, entry in session.entries.items()}
     os.chdir(folder / "workspace")
     code = _perform(session, source, description["task"], description["inputs"])
+    ended = {"result": link.result} if link.error is None else {"error": link.error}
+    (folder / "result.json").write_text(json.dumps(ended), encoding="utf-8")
     if link.error is not None:
         remedy = f" {link.error['remedy']}" if link.error["remedy"] else ""
         print(f"\nFailed ({link.error['code']}): {link.error['message']}{remedy}", file=sys.stderr)

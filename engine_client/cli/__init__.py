@@ -1,0 +1,5 @@
+"""The command line `engine`, built on the client beside it."""
+
+from engine_client.cli.main import engine
+
+__all__ = ["engine"]
