@@ -14,6 +14,9 @@ from unfold.forms import (  # type: ignore[import-untyped]  # unfold ships no ty
     UserChangeForm,
     UserCreationForm,
 )
+from unfold.widgets import (  # type: ignore[import-untyped]  # unfold ships no types
+    UnfoldAdminCheckboxSelectMultiple,
+)
 
 from apikeys.services import audit
 from engine.dashboard.access import acting_as
@@ -69,6 +72,17 @@ class UserAdmin(Audited, DjangoUserAdminOfUser, UnfoldAdmin):
     list_display = ("username", "email", "roles", "is_staff", "is_superuser", "last_login")
     list_fullwidth = True
     compressed_fields = True
+    # Django's own two-box chooser cannot be used with a screen reader.
+    filter_horizontal = ()
+
+    def formfield_for_manytomany(self, db_field: Any, request: HttpRequest, **kwargs: Any) -> Any:
+        """Roles are a few: check boxes."""
+        if db_field.name == "groups":
+            kwargs["widget"] = UnfoldAdminCheckboxSelectMultiple()
+        field = super().formfield_for_manytomany(db_field, request, **kwargs)
+        if db_field.name == "groups" and field is not None:
+            field.label, field.help_text = "Roles", "What each may do stands in docs/dashboard.md."
+        return field
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[User]:
         """People with their roles."""
@@ -83,3 +97,5 @@ class UserAdmin(Audited, DjangoUserAdminOfUser, UnfoldAdmin):
 @admin.register(Group)
 class GroupAdmin(Audited, DjangoGroupAdmin, UnfoldGroupAdmin):
     """Roles: permissions that several people share. `engine.dashboard.roles` says which ones Engine makes."""
+
+    filter_horizontal = ()

@@ -10,7 +10,8 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from django.contrib.auth.models import User
+from axe_playwright_python.base import AXE_SCRIPT
+from django.contrib.auth.models import Group, User
 from django.contrib.sessions.models import Session
 from django.test import Client
 from django.utils import timezone
@@ -19,7 +20,7 @@ from playwright.sync_api import Browser, BrowserContext, Page, WebSocketRoute, e
 from apikeys.models import ApiKey
 from jobs.models import Job
 from jobs.notifying import links
-from tests.dashboard import asking, completed, make_artifact, make_person, sole_question
+from tests.dashboard import asking, completed, make_agent, make_artifact, make_person, sole_question
 from tests.factories import make_key, make_project
 from tests.jobs import log_line, make_job, make_version, make_worker, write
 from tests.processes import Instance, eventually
@@ -40,7 +41,10 @@ PAGES = [
     "/admin/jobs/webhookendpoint/",
     "/admin/jobs/worker/",
     "/admin/agents/agent/",
+    "/admin/agents/agent/new/",
+    "/admin/agents/agent/discover/",
     "/admin/apikeys/apikey/",
+    "/admin/apikeys/apikey/connect/",
     "/admin/apikeys/apikey/add/",
     "/admin/apikeys/project/",
     "/admin/apikeys/project/add/",
@@ -504,29 +508,90 @@ def test_a_job_is_cancelled_after_a_question(ada: Visitor) -> None:
 # --- every page ---
 
 
-def test_no_page_breaks_its_own_security_policy(visitors: Any) -> None:
-    make_key()
+def furnished() -> list[str]:
+    """Rows of each kind, and every page that shows them."""
+    key = make_key().key
     make_worker()
     make_version()
-    asking()
-    visitor = visitors("ada", color_scheme="dark")
+    agent = make_agent(HOSTILE)
+    jobs = completed(None, "x" * 500, result={"text": "y" * 500}), asking()
+    return [
+        *PAGES,
+        *(f"/admin/jobs/job/{job.id}/" for job in jobs),
+        "/admin/jobs/question/?answered",
+        "/admin/agents/agent/discover/?task=draw",
+        *(f"/admin/agents/agent/{agent.id}/{page}" for page in ("", "edit/", "diff/")),
+        *(f"/admin/apikeys/apikey/{key.id}/{page}/" for page in ("change", "revoke")),
+        f"/admin/apikeys/project/{key.project_id}/change/",
+        "/admin/auth/user/add/",
+        f"/admin/auth/group/{Group.objects.order_by('id')[0].id}/change/",
+    ]
 
-    for address in PAGES:
+
+def barriers(page: Page, *rules: str) -> list[str]:
+    """What axe-core finds serious or worse: by all its rules, or by these."""
+    page.evaluate(AXE_SCRIPT)
+    options = {"resultTypes": ["violations"]} | ({"runOnly": list(rules)} if rules else {})
+    found = page.evaluate("options => axe.run(options)", options)["violations"]
+    return [
+        f"{fault['id']}: {node['html'][:200]}"
+        for fault in found
+        if fault["impact"] in ("serious", "critical")
+        for node in fault["nodes"]
+    ]
+
+
+def test_no_page_breaks_its_policy_scrolls_sideways_or_shuts_anybody_out(visitors: Any) -> None:
+    visitor = visitors("ada", color_scheme="dark", viewport={"width": 360, "height": 780})
+
+    for address in furnished():
         visitor.open(address)
         visitor.page.wait_for_load_state("networkidle")
         assert visitor.faults == [], address
-
-
-def test_no_page_scrolls_sideways_on_a_phone(visitors: Any) -> None:
-    make_key()
-    make_worker()
-    make_version()
-    job, waiting = completed(None, "x" * 500, result={"text": "y" * 500}), asking()
-    visitor = visitors("ada", viewport={"width": 360, "height": 780})
-
-    for address in [*PAGES, *(f"/admin/jobs/job/{one.id}/" for one in (job, waiting))]:
-        visitor.open(address)
         assert visitor.page.evaluate("document.documentElement.scrollWidth") <= 360, address
+        assert barriers(visitor.page) == [], address
+        assert visitor.page.evaluate("typeof hacked") == "undefined"
+
+
+def test_by_day_on_a_desk_everything_can_be_read_too(visitors: Any) -> None:
+    visitor = visitors("ada", color_scheme="light")
+    addresses = [address for address in furnished() if address not in PAGES or address == "/admin/"]
+
+    for address in addresses:
+        visitor.open(address)
+        assert barriers(visitor.page, "color-contrast") == [], address
+
+
+def test_the_editor_shows_a_fault_at_its_line_and_lets_the_keyboard_out(ada: Visitor) -> None:
+    make_project("acme")
+    page = ada.open("/admin/agents/agent/new/")
+    page.get_by_label("Name", exact=True).fill("Echo")
+    page.get_by_label("Description").fill("Says it again")
+    code = page.get_by_role("textbox", name="Text of agent.py")
+
+    code.focus()
+    page.keyboard.press("Control+A")
+    page.keyboard.insert_text("import os\n\ndef main(:\n")
+    expect(page.locator("[data-faults]")).to_contain_text("agent.py: Line 3")
+    expect(page.locator(".ace_error")).to_have_text("3")
+    expect(page.locator("[data-check-status]")).to_have_text("Not valid yet")
+
+    page.keyboard.press("Control+A")
+    page.keyboard.insert_text("def main(task, inputs):\n    return {'said': task}\n")
+    expect(page.locator("[data-check-status]")).to_have_text("Valid")
+    page.keyboard.press("Escape")
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.closest('.e-ace')") is None
+    page.get_by_role("button", name="Register").click()
+
+    expect(page.get_by_role("heading", name="Try it")).to_be_visible()
+    page.get_by_role("textbox", name="Task", exact=True).fill("Say it")
+    page.get_by_role("button", name="Run it").click()
+    expect(page.locator("[data-trial]")).to_contain_text("echo@1")
+    page.get_by_role("button", name="Stop").click()
+    expect(page.locator("[data-trial]")).to_contain_text("cancelled")
+    assert Job.objects.get().cancel_requested_by == "user:ada"
+    assert ada.faults == []
 
 
 def test_an_answer_link_is_answered_without_an_account(visitors: Any, server: Instance) -> None:

@@ -25,7 +25,7 @@ from engine.errors import EngineError
 
 STARTER = '''"""What this agent does, in one sentence."""
 
-from engine_agent import artifact, ask, inputs_dir, log, outputs_dir, progress, step
+from engine_agent import artifact, inputs_dir, log, outputs_dir, progress, step
 
 
 def main(task, inputs):
