@@ -15,7 +15,7 @@ from unfold.forms import (  # type: ignore[import-untyped]  # unfold ships no ty
     UserCreationForm,
 )
 from unfold.widgets import (  # type: ignore[import-untyped]  # unfold ships no types
-    UnfoldAdminCheckboxSelectMultiple,
+    UnfoldAdminCheckboxSelectMultipleWidget,
 )
 
 from apikeys.services import audit
@@ -78,7 +78,7 @@ class UserAdmin(Audited, DjangoUserAdminOfUser, UnfoldAdmin):
     def formfield_for_manytomany(self, db_field: Any, request: HttpRequest, **kwargs: Any) -> Any:
         """Roles are a few: check boxes."""
         if db_field.name == "groups":
-            kwargs["widget"] = UnfoldAdminCheckboxSelectMultiple()
+            kwargs["widget"] = UnfoldAdminCheckboxSelectMultipleWidget()
         field = super().formfield_for_manytomany(db_field, request, **kwargs)
         if db_field.name == "groups" and field is not None:
             field.label, field.help_text = "Roles", "What each may do stands in docs/dashboard.md."
