@@ -10,6 +10,7 @@ from django.conf import settings
 
 from engine.embedded import server_for
 from jobs import wakeups
+from tests.clients import Office, open_office
 from tests.processes import Instance, copy_home
 
 
@@ -63,6 +64,12 @@ def furnished_home(migrated_home: Path, tmp_path_factory: pytest.TempPathFactory
     copy_home(migrated_home, home)
     Instance(home).manage("register_catalog")
     return home
+
+
+@pytest.fixture(scope="session")
+def office(furnished_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Office]:
+    """A running installation with the catalog, a worker and the agents of `tests/clients.py`, for tests of clients."""
+    yield from open_office(furnished_home, tmp_path_factory)
 
 
 @pytest.fixture

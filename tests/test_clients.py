@@ -9,13 +9,8 @@ import httpx
 import pytest
 
 from engine_client import AsyncClient, Client, Event, JobFailed, Question, errors
-from tests.clients import Office, open_office
+from tests.clients import Office
 from tests.processes import eventually
-
-
-@pytest.fixture(scope="module")
-def office(furnished_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Office]:
-    yield from open_office(furnished_home, tmp_path_factory)
 
 
 @pytest.fixture

@@ -14,15 +14,10 @@ from pathlib import Path
 import pytest
 
 from engine_client import Client
-from tests.clients import Office, open_office
+from tests.clients import Office
 from tests.processes import ROOT, eventually
 
 Finished = subprocess.CompletedProcess[str]
-
-
-@pytest.fixture(scope="module")
-def office(furnished_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Office]:
-    yield from open_office(furnished_home, tmp_path_factory)
 
 
 @pytest.fixture
