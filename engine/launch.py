@@ -271,6 +271,7 @@ def introduce(access: Access, trouble: str) -> None:
   API        {url}/api/docs
   Try it     curl -X POST {url}/api/v1/jobs -H "Authorization: Bearer {access.api_key}" \\
                -H "Content-Type: application/json" -d '{{"task": "{TASK}"}}'
+  Claude     claude mcp add --transport http engine {url}/mcp --header "Authorization: Bearer {access.api_key}"
   Logs       {settings.ENGINE_HOME}/logs      Secrets  {settings.SECRETS.path}
 Ctrl+C stops it.""")
 

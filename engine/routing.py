@@ -14,6 +14,7 @@ from django.urls import path, re_path
 from engine.bridge import ASGIApplication, Receive, Scope, Send
 from jobs import streams
 from jobs.consumers import JobEventsConsumer
+from jobs.mcp.waiting import mcp
 
 RequestHeaders = dict[bytes, bytes]
 
@@ -35,6 +36,7 @@ HTTP_ROUTES: list[AsyncRoute] = [
     AsyncRoute("POST", re.compile("/api/v1/jobs"), streams.wants_wait, streams.answer_later),
     AsyncRoute("GET", re.compile(f"/api/v1/jobs/{JOB}"), streams.wants_wait, streams.answer_later),
     AsyncRoute("POST", re.compile(f"/api/v1/jobs/{JOB}/respond"), streams.wants_wait, streams.answer_later),
+    AsyncRoute("POST", re.compile("/mcp"), lambda headers: True, mcp),
 ]
 
 

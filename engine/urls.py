@@ -10,6 +10,7 @@ from engine import openapi  # noqa: F401, it registers itself
 from engine.anonymous import login, page
 from engine.problems import handler400, handler403, handler404, handler500, unknown_address
 from jobs.answering import answer_page
+from jobs.mcp.views import McpView
 
 __all__ = ["handler400", "handler403", "handler404", "handler500", "urlpatterns"]
 
@@ -18,6 +19,7 @@ urlpatterns: list[URLPattern | URLResolver] = [
     path("admin/login/", login),  # before the admin's own, which nothing limits
     path("admin/", admin.site.urls),
     path("answer/<str:token>", answer_page),
+    path("mcp", McpView.as_view()),
     path("api/v1/admin/", include("apikeys.urls")),
     path("api/v1/agents", include("agents.urls")),
     path("api/v1/", include("jobs.urls")),
