@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 from django.db import connections
+from mcp import MCPError
 
 from jobs.models import Job, Question
 from tests.dashboard import make_artifact
@@ -121,6 +122,35 @@ def test_a_wait_ends_with_the_job_and_tells_how_far_it_is(
     assert result.structured_content["result"] == {"rows": 3}
     assert heard
     assert heard == sorted(heard)
+
+
+@pytest.mark.parametrize("mode", ["legacy", "auto"])
+def test_prompts_and_resources_are_there_in_both_eras(
+    server: Instance, key: KeyInHand, talker: Talker, mode: str
+) -> None:
+    talker.say(2)
+    job = f"engine://jobs/{talker.job.id}"
+
+    async def use() -> Any:
+        async with official(server.url, key.secret, mode) as client:
+            names = [prompt.name for prompt in (await client.list_prompts()).prompts]
+            prompt = await client.get_prompt("delegate", {"task": "count the rows"})
+            listed = [str(item.uri) for item in (await client.list_resources()).resources]
+            templates = (await client.list_resource_templates()).resource_templates
+            contents = [(await client.read_resource(uri)).contents[0] for uri in (job, f"{job}/logs")]
+            with pytest.raises(MCPError, match="no such job"):
+                await client.read_resource(f"engine://jobs/{talker.worker}")
+            read = [item.model_dump()["text"] for item in contents]
+            return names, prompt.messages[0].content.model_dump()["text"], listed, len(templates), read
+
+    names, prompt, listed, templates, (document, log) = asyncio.run(use())
+
+    assert names == ["delegate", "inbox", "write_agent"]
+    assert "count the rows" in prompt
+    assert job in listed
+    assert templates == 3
+    assert json.loads(document)["id"] == str(talker.job.id)
+    assert "line 2" in log
 
 
 def test_more_calls_wait_than_there_are_threads(server: Instance, key: KeyInHand, talker: Talker) -> None:

@@ -227,6 +227,32 @@ def test_a_request_counts_against_the_keys_rate() -> None:
     assert "retry-after" in second.headers
 
 
+def test_wrong_prompts_and_resources_are_refused(old: RawClient) -> None:
+    refused: list[tuple[str, dict[str, Any], int]] = [
+        ("prompts/get", {}, -32602),
+        ("prompts/get", {"name": "none"}, -32602),
+        ("prompts/get", {"name": "delegate"}, -32602),
+        ("prompts/get", {"name": "delegate", "arguments": {"task": 3}}, -32602),
+        ("prompts/get", {"name": "inbox", "arguments": {"task": "x"}}, -32602),
+        ("resources/read", {}, -32602),
+        ("resources/read", {"uri": "file:///etc/passwd"}, -32002),
+        ("resources/read", {"uri": "engine://jobs/../agents"}, -32002),
+        ("resources/read", {"uri": f"engine://jobs/{uuid4()}"}, -32002),
+        ("resources/read", {"uri": "engine://agents/none"}, -32002),
+    ]
+
+    for method, params, code in refused:
+        assert old.request(method, **params)["error"]["code"] == code, (method, params)
+
+
+def test_resources_ask_for_the_scopes_of_rest() -> None:
+    client = RawClient(InProcess(), make_key("jobs:respond").secret)
+
+    assert client.result("resources/list")["resources"] == []
+    for uri in (f"engine://jobs/{uuid4()}", "engine://agents/any"):
+        assert client.request("resources/read", uri=uri)["error"]["data"]["code"] == "scope_missing"
+
+
 # --- the wall between projects ---
 
 

@@ -7,15 +7,17 @@ from typing import Any
 from uuid import UUID
 
 from apikeys.callers import Caller
+from engine.errors import NotFound
 from engine.problems import as_engine_error
 from jobs import services
-from jobs.mcp import calls
+from jobs.mcp import calls, prompts, resources
 from jobs.mcp.frames import (
     HANDSHAKE_VERSIONS,
     INTERNAL_ERROR,
     INVALID_PARAMS,
     METHOD_NOT_FOUND,
     REFUSED,
+    RESOURCE_NOT_FOUND,
     SERVER_INFO,
     STATELESS_VERSIONS,
     Frame,
@@ -116,7 +118,7 @@ def ping(frame: Frame, by: Caller) -> Answer:
     return Answer({})
 
 
-CAPABILITIES: dict[str, Any] = {"tools": {}}
+CAPABILITIES: dict[str, Any] = {"tools": {}, "prompts": {}, "resources": {}}
 
 
 def fresh_for(frame: Frame, milliseconds: int) -> dict[str, Any]:
@@ -171,7 +173,54 @@ def waited(waiting: Waiting, by: Caller) -> dict[str, Any]:
     return job_outcome(services.get(UUID(waiting.job_id), by=by), is_answer=True).as_result()
 
 
+# --- prompts and resources ---
+
+
+def prompts_list(frame: Frame, by: Caller) -> Answer:
+    """The prompts, the same for all."""
+    return listed(frame, "prompts", [prompt.as_json() for prompt in prompts.ALL], LIST_MILLISECONDS)
+
+
+def prompts_get(frame: Frame, by: Caller) -> Answer:
+    """One prompt, filled in."""
+    name = frame.params.get("name")
+    if not isinstance(name, str) or name not in prompts.PROMPTS:
+        raise Refusal(INVALID_PARAMS, f"There is no prompt {str(name)[:100]!r}")
+    return Answer(prompts.PROMPTS[name].filled(frame.params.get("arguments", {})))
+
+
+def resources_list(frame: Frame, by: Caller) -> Answer:
+    """What is newest; the templates lead to everything else."""
+    return listed(frame, "resources", resources.listed(by), 0)
+
+
+def resources_templates_list(frame: Frame, by: Caller) -> Answer:
+    """The templates, the same for all."""
+    return listed(frame, "resourceTemplates", resources.templates(), LIST_MILLISECONDS)
+
+
+def resources_read(frame: Frame, by: Caller) -> Answer:
+    """One resource."""
+    uri = frame.params.get("uri")
+    if not isinstance(uri, str):
+        raise Refusal(INVALID_PARAMS, "`uri` must be a string")
+    try:
+        contents = resources.read(by, uri)
+    except NotFound as error:
+        code = INVALID_PARAMS if frame.is_stateless else RESOURCE_NOT_FOUND
+        raise Refusal(code, error.detail, {"uri": uri[:500], "code": error.code}) from error
+    return Answer({"contents": [contents], **fresh_for(frame, 0)})
+
+
 Method = Callable[[Frame, Caller], Answer]
-COMMON: dict[str, Method] = {"tools/list": tools_list, "tools/call": tools_call}
+COMMON: dict[str, Method] = {
+    "tools/list": tools_list,
+    "tools/call": tools_call,
+    "prompts/list": prompts_list,
+    "prompts/get": prompts_get,
+    "resources/list": resources_list,
+    "resources/templates/list": resources_templates_list,
+    "resources/read": resources_read,
+}
 HANDSHAKE: dict[str, Method] = {**COMMON, "initialize": initialize, "ping": ping}
 STATELESS: dict[str, Method] = {**COMMON, "server/discover": discover}
