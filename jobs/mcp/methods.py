@@ -10,7 +10,7 @@ from apikeys.callers import Caller
 from engine.errors import NotFound
 from engine.problems import as_engine_error
 from jobs import services
-from jobs.mcp import calls, prompts, resources
+from jobs.mcp import asking, calls, prompts, resources, tasks
 from jobs.mcp.frames import (
     HANDSHAKE_VERSIONS,
     INTERNAL_ERROR,
@@ -20,6 +20,7 @@ from jobs.mcp.frames import (
     RESOURCE_NOT_FOUND,
     SERVER_INFO,
     STATELESS_VERSIONS,
+    TASKS_EXTENSION,
     Frame,
     Refusal,
     RequestId,
@@ -50,6 +51,7 @@ class Waiting:
     id: RequestId
     is_stateless: bool
     progress_token: RequestId | None
+    may_ask: bool  # questions go to the person behind the client
 
     def as_json(self) -> dict[str, Any]:
         """For the way to whoever waits."""
@@ -106,7 +108,7 @@ def discover(frame: Frame, by: Caller) -> Answer:
     return Answer(
         {
             "supportedVersions": [*STATELESS_VERSIONS, *HANDSHAKE_VERSIONS],
-            "capabilities": CAPABILITIES,
+            "capabilities": {**CAPABILITIES, "extensions": {TASKS_EXTENSION: {}}},
             "instructions": INSTRUCTIONS,
             **fresh_for(frame, LIST_MILLISECONDS),
         }
@@ -150,27 +152,59 @@ def tools_call(frame: Frame, by: Caller) -> Answer:
         raise Refusal(INVALID_PARAMS, "`arguments` must be an object")
     try:
         outcome = TOOLS[name].call(by, arguments)
+        return wait_answer(frame, by, arguments) if name == "wait_for_job" else Answer(outcome.as_result())
+    except Refusal:
+        raise
     except Exception as exc:  # sorted at once: what is no refusal goes on as it is
         error = as_engine_error(exc)
         if error is None:
             raise
         return Answer(failed(error).as_result())
-    waiting = waiting_for(frame, by, arguments) if name == "wait_for_job" else None
-    return Answer(outcome.as_result(), waiting)
 
 
-def waiting_for(frame: Frame, by: Caller, arguments: dict[str, Any]) -> Waiting | None:
-    """What to wait for before a call is answered, or None if it can be answered now."""
-    job = services.get(UUID(arguments["job_id"]), by=by)
+def wait_answer(frame: Frame, by: Caller, arguments: dict[str, Any]) -> Answer:
+    """The job if it has ended or asks; else a task where the client takes one, or the job after a wait."""
+    job_id = UUID(arguments["job_id"])
+    may_ask = frame.is_stateless and asking.may_ask(frame, by)
+    if may_ask and asking.take(frame, services.get(job_id, by=by), by):
+        job = services.get(job_id, by=by)
+        lead = "The question was put to the user and not answered: it stays open. Do not answer it yourself."
+        return Answer(job_outcome(job, lead=lead, is_answer=True).as_result())
+    job = services.get(job_id, by=by)
     seconds = arguments.get("timeout_s", calls.DEFAULT_WAIT_SECONDS)
-    if is_settled(job) or not seconds or frame.id is None:
-        return None
-    return Waiting(str(job.id), seconds, frame.id, frame.is_stateless, frame.progress_token)
+    waiting = Waiting(str(job_id), seconds, frame.id or "", frame.is_stateless, frame.progress_token, may_ask)
+    if is_settled(job) or not seconds:
+        return Answer(waited(waiting, by))
+    if frame.has_tasks:
+        return Answer(tasks.created(job))
+    return Answer(waited(waiting, by), waiting)
 
 
 def waited(waiting: Waiting, by: Caller) -> dict[str, Any]:
     """The result of a call after its wait. Raises EngineError."""
-    return job_outcome(services.get(UUID(waiting.job_id), by=by), is_answer=True).as_result()
+    job = services.get(UUID(waiting.job_id), by=by)
+    asked = asking.requests(job) if waiting.may_ask and not job.is_final else {}
+    if asked:
+        return {"resultType": "input_required", "inputRequests": asked}
+    return job_outcome(job, is_answer=True).as_result()
+
+
+# --- tasks ---
+
+
+def tasks_get(frame: Frame, by: Caller) -> Answer:
+    """A task as it is now."""
+    return Answer(tasks.get(frame, by))
+
+
+def tasks_update(frame: Frame, by: Caller) -> Answer:
+    """Answers to what a task asks."""
+    return Answer(tasks.update(frame, by))
+
+
+def tasks_cancel(frame: Frame, by: Caller) -> Answer:
+    """End a task."""
+    return Answer(tasks.cancel(frame, by))
 
 
 # --- prompts and resources ---
@@ -223,4 +257,10 @@ COMMON: dict[str, Method] = {
     "resources/read": resources_read,
 }
 HANDSHAKE: dict[str, Method] = {**COMMON, "initialize": initialize, "ping": ping}
-STATELESS: dict[str, Method] = {**COMMON, "server/discover": discover}
+STATELESS: dict[str, Method] = {
+    **COMMON,
+    "server/discover": discover,
+    "tasks/get": tasks_get,
+    "tasks/update": tasks_update,
+    "tasks/cancel": tasks_cancel,
+}
