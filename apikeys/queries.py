@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any, TypeVar
 from uuid import UUID
 
-from django.db import connection
+from django.db import connection, transaction
 from django.db.models import Model
 
 from apikeys.models import ApiKey, IdempotencyRecord, Project
@@ -214,3 +214,23 @@ def sweep(*, limit: int) -> int:
         cursor.execute(SWEEP_USES, {"limit": limit})
         uses: int = cursor.rowcount
     return records + counters + uses
+
+
+FORGET_AUDIT = """
+DELETE FROM apikeys_auditrow WHERE id IN (
+    SELECT id FROM apikeys_auditrow WHERE at < statement_timestamp() - make_interval(days => %s)
+     ORDER BY id LIMIT %s FOR UPDATE SKIP LOCKED)
+"""
+AUDIT_BATCH = 1_000
+
+
+def forget_audit(days: int) -> int:
+    """Delete audit rows older than `days` (30 or more: the table's trigger lets no younger one go); how many."""
+    forgotten = 0
+    while True:
+        with transaction.atomic(), connection.cursor() as cursor:
+            cursor.execute("SELECT set_config('engine.audit_days', %s, true)", [str(days)])
+            cursor.execute(FORGET_AUDIT, [days, AUDIT_BATCH])
+            if not cursor.rowcount:
+                return forgotten
+            forgotten += cursor.rowcount

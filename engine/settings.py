@@ -318,6 +318,10 @@ NOTIFY_SOCKET = text("NOTIFY_SOCKET")
 ENGINE_WORKER_HEALTH_FILE = text("ENGINE_WORKER_HEALTH_FILE")
 # Jobs that ended longer ago are deleted with their files and events. 0: nothing is.
 ENGINE_RETENTION_DAYS = whole("ENGINE_RETENTION_DAYS", 0, least=0, most=36_500)
+# Audit rows older than this are deleted. 0: none is; no row goes before 30 days.
+ENGINE_AUDIT_DAYS = whole("ENGINE_AUDIT_DAYS", 0, least=0, most=36_500)
+if 0 < ENGINE_AUDIT_DAYS < 30:
+    raise ImproperlyConfigured("ENGINE_AUDIT_DAYS must be 0 (audit rows are kept for ever) or at least 30.")
 # Sandboxes that a worker keeps ready, their interpreter started; each serves one attempt.
 ENGINE_WARM_SANDBOXES = whole("ENGINE_WARM_SANDBOXES", 2, least=0, most=100)
 # A worker whose heartbeat is older than this has lost its jobs.

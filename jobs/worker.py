@@ -25,6 +25,7 @@ from django.db import DatabaseError, InterfaceError, OperationalError, connectio
 
 from agents.queries import record_runs
 from apikeys import services as keys
+from apikeys.queries import forget_audit
 from engine import __version__
 from engine.logs import log_fields
 from jobs import aliveness, buckets, claiming, failpoints, loading, queries, retention, services, wakeups
@@ -593,12 +594,15 @@ class Incarnation:
             await asyncio.sleep(SWEEP_SECONDS / 2 * random.uniform(0.8, 1.2))  # noqa: S311
 
     async def _forget(self) -> None:
-        """Delete old jobs, each hour; apart from `_maintain`, since it may take long and nothing waits for it."""
-        while settings.ENGINE_RETENTION_DAYS:
+        """Delete old jobs and audit rows, each hour; apart from `_maintain`: it may take long, and nothing waits."""
+        while settings.ENGINE_RETENTION_DAYS or settings.ENGINE_AUDIT_DAYS:
             try:
-                await self._in_database(retention.prune, settings.ENGINE_RETENTION_DAYS, patience=None)
+                if settings.ENGINE_RETENTION_DAYS:
+                    await self._in_database(retention.prune, settings.ENGINE_RETENTION_DAYS, patience=None)
+                if settings.ENGINE_AUDIT_DAYS:
+                    await self._in_database(forget_audit, settings.ENGINE_AUDIT_DAYS, patience=None)
             except (DatabaseError, InterfaceError, StorageFailed) as error:
-                log.warning("Old jobs are deleted another time: %s", str(error).strip())
+                log.warning("Old rows are deleted another time: %s", str(error).strip())
             await asyncio.sleep(RETENTION_SECONDS)
 
     async def _sweep(self) -> None:

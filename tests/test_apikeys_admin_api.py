@@ -14,6 +14,7 @@ from rest_framework.test import APIClient
 from apikeys import services
 from apikeys.errors import ScopeMissing
 from apikeys.models import ApiKey, AuditRow, Project
+from apikeys.queries import forget_audit
 from apikeys.scopes import PROJECT_SCOPES
 from tests.factories import KeyInHand, make_key, make_project
 
@@ -522,6 +523,19 @@ def test_the_audit_trail_cannot_be_changed(admin: KeyInHand, statement: str) -> 
         cursor.execute(statement)
 
     assert AuditRow.objects.get().actor == f"key:{admin.key.name}"
+
+
+def test_old_audit_rows_are_forgotten_and_no_young_one() -> None:
+    for days in (29, 31, 400, 500):
+        AuditRow.objects.create(
+            at=timezone.now() - timedelta(days=days), actor="cli", via="cli", action="x", object=str(days)
+        )
+
+    assert forget_audit(60) == 2
+    assert set(AuditRow.objects.values_list("object", flat=True)) == {"29", "31"}
+    with pytest.raises(DatabaseError, match="append-only"), transaction.atomic():
+        forget_audit(7)
+    assert AuditRow.objects.count() == 2
 
 
 def test_a_refused_act_leaves_no_trace_of_having_been_done() -> None:
