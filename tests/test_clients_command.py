@@ -180,7 +180,7 @@ def test_ctrl_c_detaches_and_a_second_one_cancels(shell: Shell, api: Client) -> 
     second.type("\x03")
     second.until("Ctrl\\+C again cancels")
     second.type("\x03")
-    assert second.exit_code() == 4
+    assert second.exit_code() == 4, second.said
     second.close()
     assert api.job(job_id).status == "cancelled"
 

@@ -260,8 +260,8 @@ def followed(made: Client, job_id: str, log: Log, *, no_input: bool, after: int)
 
 def detach_or_cancel(made: Client, job_id: str) -> Job:
     """Leave the job alone, unless Ctrl+C comes again: then the job once it has ended."""
-    note(f"\nDetaching, the job goes on: engine logs -f {job_id}. Ctrl+C again cancels it.")
-    try:
+    try:  # from before the first word of it: who reads it may press at once
+        note(f"\nDetaching, the job goes on: engine logs -f {job_id}. Ctrl+C again cancels it.")
         time.sleep(SECOND_CTRL_C_SECONDS)
     except KeyboardInterrupt:
         note("\nCancelling …")
