@@ -3,7 +3,7 @@
 import re
 from datetime import timedelta
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 from django.conf import settings
@@ -20,13 +20,16 @@ from tests.jobs import make_caller
 
 
 @pytest.mark.django_db
+NOBODY = UUID("01a00000-0000-7000-8000-000000000000")
+
+
 @pytest.mark.parametrize(
     ("method", "path", "code"),
     [
         ("get", "/api/v1/admin/projects/none", "project_not_found"),
-        ("get", f"/api/v1/admin/keys/{uuid4()}", "key_not_found"),
-        ("get", f"/api/v1/webhooks/{uuid4()}", "webhook_not_found"),
-        ("post", f"/api/v1/webhooks/deliveries/{uuid4()}/redeliver", "delivery_not_found"),
+        ("get", f"/api/v1/admin/keys/{NOBODY}", "key_not_found"),
+        ("get", f"/api/v1/webhooks/{NOBODY}", "webhook_not_found"),
+        ("post", f"/api/v1/webhooks/deliveries/{NOBODY}/redeliver", "delivery_not_found"),
         ("get", "/answer/none", "link_not_found"),
     ],
 )

@@ -35,7 +35,7 @@ SECRETS = [
 ]
 
 
-@pytest.mark.parametrize("secret", SECRETS)
+@pytest.mark.parametrize("secret", SECRETS, ids=range(len(SECRETS)))
 def test_what_looks_like_a_secret_is_taken_out(secret: str) -> None:
     line = f"key={secret}, done"
 
