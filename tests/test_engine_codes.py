@@ -19,6 +19,9 @@ from tests.factories import make_key
 from tests.jobs import make_caller
 
 
+NOBODY = UUID("01a00000-0000-7000-8000-000000000000")
+
+
 @pytest.mark.django_db
 NOBODY = UUID("01a00000-0000-7000-8000-000000000000")
 
