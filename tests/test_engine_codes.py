@@ -18,7 +18,6 @@ from tests.dashboard import asking, sole_question
 from tests.factories import make_key
 from tests.jobs import make_caller
 
-
 NOBODY = UUID("01a00000-0000-7000-8000-000000000000")
 
 
