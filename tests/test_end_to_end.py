@@ -1,5 +1,7 @@
 """The main job from outside: real web and worker processes, HTTP and WebSocket, and signals that nobody can catch."""
 
+import asyncio
+import base64
 import json
 import os
 import re
@@ -12,6 +14,7 @@ import httpx
 import pytest
 from django.conf import settings
 
+from tests.mcp import official
 from tests.processes import ROOT, Instance, Program, copy_home, eventually
 
 FINAL = {"completed", "failed", "cancelled", "rejected"}
@@ -192,6 +195,47 @@ def test_the_sample_job_of_the_readme(site: Site) -> None:
     picture = client.http.get(f"/api/v1/jobs/{job['id']}/artifacts/{chart['id']}")
     assert picture.content.startswith(b"\x89PNG")
     assert len(picture.content) == chart["size"]
+
+
+@pytest.mark.parametrize("mode", ["legacy", "auto"])
+def test_the_sample_job_over_mcp(site: Site, mode: str) -> None:
+    site.worker()
+    site.instance.ready()
+    task = "Analyze the sentiment of customer reviews"
+    reviews = (ROOT / "samples" / "reviews.csv").read_text()
+    secret = site.client.http.headers["Authorization"].removeprefix("Bearer ")
+
+    async def use() -> None:
+        async with official(site.instance.url, secret, mode) as client:
+
+            async def call(tool: str, **arguments: Any) -> dict[str, Any]:
+                result = await client.call_tool(tool, arguments)
+                assert not result.is_error, result
+                return dict(result.structured_content or {})
+
+            async def until(job: dict[str, Any], status: str) -> dict[str, Any]:
+                while job["status"] != status:
+                    assert "wait_for_job" in job["next"], job
+                    job = await call("wait_for_job", job_id=job["id"])
+                return job
+
+            found = await call("discover_agents", task=task)
+            assert found["results"][0]["agent"] == "review-sentiment"
+            files = [{"name": "reviews.csv", "text": reviews}]
+            done = await until(await call("create_job", task=task, files=files), "completed")
+            chart = next(item for item in done["artifacts"] if item["media_type"] == "image/png")
+            picture = await call("get_artifact", job_id=done["id"], artifact=chart["name"])
+            assert base64.b64decode(picture["base64"]).startswith(b"\x89PNG")
+
+            asking = await until(await call("create_job", task="do it", agent="asker"), "waiting_for_input")
+            question = (await call("list_questions", job_id=asking["id"]))["items"][0]
+            answered = await call("answer_question", question_id=question["id"], answer="warm")
+            assert (await until(answered, "completed"))["result"]["tone"] == "warm"
+
+            again = await until(await call("create_job", task="do it", agent="asker"), "waiting_for_input")
+            assert (await call("cancel_job", job_id=again["id"]))["status"] == "cancelled"
+
+    asyncio.run(use())
 
 
 def test_the_three_lines_of_the_specification(site: Site) -> None:
