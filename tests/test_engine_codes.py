@@ -22,9 +22,6 @@ NOBODY = UUID("01a00000-0000-7000-8000-000000000000")
 
 
 @pytest.mark.django_db
-NOBODY = UUID("01a00000-0000-7000-8000-000000000000")
-
-
 @pytest.mark.parametrize(
     ("method", "path", "code"),
     [
