@@ -8,22 +8,23 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from statistics import fmean, pstdev
 from typing import Any
 
 from django.db import connection, transaction
 from django.db.models import Max, QuerySet
 
-from agents import queries
+from agents import background_ranking, large, queries, vector_index
 from agents.background import Background, tasks
+from agents.large import Survey
 from agents.models import Agent, Calibration
 from agents.queries import Ranked
 from apikeys.callers import Caller
 
 # A registry is measured again once this share of its agents has changed. Measuring costs some 230 rankings.
 STALE_SHARE = 0.05
-# Above this a request does not wait for it: `manage.py embed_agents` measures.
+# Above this a request does not wait for it: `manage.py calibrate_agents` measures.
 MAX_AGENTS_ON_REQUEST = 20_000
 
 # How much the words that agree, and the task's likeness to ordinary requests, count beside the meaning.
@@ -46,8 +47,12 @@ class Evidence:
     @classmethod
     def of(cls, ranked: Ranked, familiarity: float) -> Evidence:
         """The evidence in one ranking."""
-        coverage = ranked.covered / math.sqrt(max(1.0, ranked.asked))
-        return cls(ranked.cosine or 0.0, coverage, -familiarity)
+        return cls.made_of(ranked.cosine or 0.0, ranked.covered, ranked.asked, familiarity)
+
+    @classmethod
+    def made_of(cls, cosine: float, covered: float, asked: float, familiarity: float) -> Evidence:
+        """The evidence in these figures of a ranking."""
+        return cls(cosine, covered / math.sqrt(max(1.0, asked)), -familiarity)
 
 
 @dataclass(frozen=True)
@@ -58,15 +63,27 @@ class Yardstick:
     means: dict[str, float]
     spreads: dict[str, float]
     signals: list[float]
+    # Of a registry that is too large to compare each agent; empty for others.
+    common: dict[str, int] = field(default_factory=dict)
+    sample: list[str] = field(default_factory=list)
+    agents: int = 0
+
+    @property
+    def survey(self) -> Survey | None:
+        """What a ranking in a large registry needs to know of it; None in any other."""
+        return Survey(self.agents, self.common, self.sample) if self.sample else None
 
     @classmethod
-    def over(cls, evidence: list[Evidence], average_length: float) -> Yardstick:
+    def over(cls, evidence: list[Evidence], average_length: float, survey: Survey | None = None) -> Yardstick:
         """The yardstick that these background tasks make."""
         columns = {name: [getattr(one, name) for one in evidence] for name in LEAST_SPREAD}
         means = {name: fmean(values) for name, values in columns.items()}
         spreads = {name: max(LEAST_SPREAD[name], pstdev(values)) for name, values in columns.items()}
         blank = cls(average_length, means, spreads, [])
-        return cls(average_length, means, spreads, sorted(blank.signal(one) for one in evidence))
+        signals = sorted(blank.signal(one) for one in evidence)
+        if survey is None:
+            return cls(average_length, means, spreads, signals)
+        return cls(average_length, means, spreads, signals, dict(survey.common), survey.sample, survey.agents)
 
     def signal(self, evidence: Evidence) -> float:
         """All evidence in one number."""
@@ -123,21 +140,39 @@ def measure(
     # Before the rankings: a change that comes in between makes the yardstick stale, not wrong.
     revision = Agent.objects.visible_to(by).aggregate(highest=Max("revision"))["highest"] or 0
     average_length = queries.average_length(registry)
+    agents = registry.count()
+    survey = None if background is None or not _is_indexed(space, agents) else large.survey(registry, agents)
     all_tasks, size = tasks()
-    evidence = []
-    for index, task in enumerate(all_tasks[:size]):
-        vector = None if background is None else background.vectors[index]
-        familiarity = 0.0 if background is None else background.own_familiarity(index)
-        ranked = queries.rank(registry, task, vector, space=space, average_length=average_length, limit=1)
-        evidence.append(Evidence.of(ranked[0], familiarity) if ranked else Evidence(0.0, 0.0, -familiarity))
-    found = Yardstick.over(evidence, average_length)
+    yardstick_tasks = all_tasks[:size]
+    familiar = [background.own_familiarity(index) if background else 0.0 for index in range(size)]
+    if survey is None or background is None:
+        vectors = None if background is None else background.vectors[:size]
+        first = background_ranking.best(
+            registry, yardstick_tasks, vectors, space=space, average_length=average_length
+        )
+        evidence = [
+            Evidence.made_of(best.cosine, best.covered, best.asked, familiarity)
+            for best, familiarity in zip(first, familiar, strict=False)
+        ] or [Evidence(0.0, 0.0, -familiarity) for familiarity in familiar]
+    else:
+        evidence = []
+        for task, vector, familiarity in zip(yardstick_tasks, background.vectors, familiar, strict=False):
+            ranked = large.rank(
+                registry, task, vector, survey, space=space, average_length=average_length, limit=1
+            )
+            evidence.append(Evidence.of(ranked[0], familiarity))
+    found = Yardstick.over(evidence, average_length, survey)
     row, _ = Calibration.objects.update_or_create(
         project=by.project,
         space=space,
-        defaults={"revision": revision, "agents": registry.count(), "values": asdict(found)},
+        defaults={"revision": revision, "agents": agents, "values": asdict(found)},
     )
     _kept[row.id] = (revision, found)
     return found
+
+
+def _is_indexed(space: str, agents: int) -> bool:
+    return agents > vector_index.LEAST_AGENTS and vector_index.is_there(space)
 
 
 # By row, the newest only. A row that was rolled back is never asked for again.

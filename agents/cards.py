@@ -25,6 +25,7 @@ ENTRY_FILE = "agent.py"
 MAX_SOURCE_BYTES = 512 * 1024  # all files of a version together
 MAX_SCHEMA_BYTES = 64 * 1024
 MAX_FAULTS = 20  # reported at once
+RESERVED_SLUGS = ("bulk", "discover")
 
 LLM_TOOLS = (
     "run_python",
@@ -268,6 +269,8 @@ def _sentence(keyword: Any, wanted: Any, message: str) -> str:
 
 
 def _slug_faults(data: Mapping[str, Any]) -> Iterator[FieldError]:
+    if (data.get("slug") or slugify(data["name"])) in RESERVED_SLUGS:
+        yield {"pointer": "/slug", "detail": "The API has an address of this name: take another slug"}
     if "slug" not in data and not re.fullmatch(
         SLUG_PATTERN, slugify(data["name"])[:SLUG_MAX_LENGTH].strip("-")
     ):

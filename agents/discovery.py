@@ -11,9 +11,9 @@ from typing import Any
 from django.conf import settings
 from django.db.models import BooleanField, ExpressionWrapper, F, Q, QuerySet, Value
 
-from agents import background, calibration, embeddings, indexing, queries
+from agents import background, calibration, embeddings, indexing, large, queries, vector_index
 from agents.background import Background
-from agents.calibration import Evidence
+from agents.calibration import Evidence, Yardstick
 from agents.embeddings import EmbedderUnavailable, Vector
 from agents.health import Health, health, success_rate, typical_duration, unavailable_kinds
 from agents.models import Agent, AgentStats, AgentVersion
@@ -130,15 +130,8 @@ def discover(by: Caller, task: str, *, limit: int = 5, filters: Filters | None =
     yardstick = calibration.yardstick(by, everyone, view.space, view.background)
 
     def ranked(eligible: Q, *, unavailable_too: bool = False) -> list[Result]:
-        found = queries.rank(
-            _registry(by, eligible, unavailable_too=unavailable_too),
-            task,
-            view.vector,
-            space=view.space,
-            average_length=yardstick.average_length,
-            limit=min(limit, MAX_LIMIT),
-            prior=SUCCESS_PRIOR if settings.ENGINE_SUCCESS_PRIOR else 0.0,
-        )
+        registry = _registry(by, eligible, unavailable_too=unavailable_too)
+        found = _rank(registry, task, view, yardstick, limit=min(limit, MAX_LIMIT))
         confidences = [yardstick.confidence(Evidence.of(one, view.familiarity)) for one in found]
         return _results(found, confidences)
 
@@ -149,6 +142,53 @@ def discover(by: Caller, task: str, *, limit: int = 5, filters: Filters | None =
     if decision == "none":
         results, nearest = [], results if wider == conditions else ranked(wider, unavailable_too=True)
     return Discovery(decision, results, nearest, degraded=view.vector is None, space=view.space)
+
+
+def prepare(by: Caller) -> None:
+    """Calibrate now if the registry has changed enough for the next task to wait for it."""
+    view = _View.of("Is the embedding model there?")
+    calibration.yardstick(by, _registry(by, Q()), view.space, view.background)
+
+
+def calibrate(by: Caller) -> tuple[int, bool]:
+    """Measure what a match is in the caller's registry, now; gives its size and whether only words could be used."""
+    view = _View.of("Is the embedding model there?")
+    registry = _registry(by, Q())
+    calibration.measure(by, registry, view.space, view.background)
+    return registry.count(), view.vector is None
+
+
+def _rank(
+    registry: QuerySet[Agent, Any], task: str, view: _View, yardstick: Yardstick, *, limit: int
+) -> list[Ranked]:
+    """Each agent compared with the task or, where they are too many and none of a few is asked for, the likely ones."""
+    prior = SUCCESS_PRIOR if settings.ENGINE_SUCCESS_PRIOR else 0.0
+    length, survey = yardstick.average_length, yardstick.survey
+    if (
+        survey is None
+        or view.vector is None
+        or not vector_index.is_there(view.space)
+        or large.is_selective(registry)
+    ):
+        return queries.rank(
+            registry,
+            task,
+            view.vector,
+            space=view.space,
+            average_length=length,
+            limit=limit,
+            prior=prior,
+        )
+    return large.rank(
+        registry,
+        task,
+        view.vector,
+        survey,
+        space=view.space,
+        average_length=length,
+        limit=limit,
+        prior=prior,
+    )
 
 
 def warm_up() -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from django.contrib.postgres.fields import ArrayField
+from django.contrib.postgres.indexes import GinIndex
 from django.db import connection, models
 from django.db.models import Exists, F, OuterRef, Q
 from django.db.models.functions import Now
@@ -162,6 +163,8 @@ class AgentVersion(models.Model):
                 condition=Q(kind__in=("python", "llm", "noop")), name="agentversion_kind_known"
             ),
         )
+        # For filters of discovery that leave few of very many agents.
+        indexes = (GinIndex(fields=("tags",), name="agentversion_tags_idx"),)
 
     def __str__(self) -> str:
         return self.ref

@@ -73,7 +73,7 @@ lexical AS (
       FROM hit JOIN weight USING (term) WHERE eligible GROUP BY version
 ),
 near AS MATERIALIZED (
-    SELECT vector.id, vector.agent_version_id AS version, vector.part,
+    SELECT vector.agent_version_id AS version, vector.part,
            -(vector.embedding <#> %(vector)s::vector) AS cosine
       FROM agents_agentembedding AS vector JOIN visible ON visible.version = vector.agent_version_id
      WHERE vector.space_id = %(space)s AND eligible
@@ -118,9 +118,9 @@ SELECT ranked.version, ranked.score, ranked.cosine, ranked.covered, ranked.terms
        coalesce((SELECT sum(idf) FROM weight), 0) AS asked, best.part, best.text,
        by_meaning, by_words, by_success
   FROM ranked LEFT JOIN LATERAL (
-    SELECT near.part, vector.text FROM near JOIN agents_agentembedding AS vector USING (id)
-     WHERE near.version = ranked.version AND near.part <> 'full'
-     ORDER BY near.cosine DESC, vector.id LIMIT 1
+    SELECT part, text FROM agents_agentembedding
+     WHERE agent_version_id = ranked.version AND space_id = %(space)s AND part <> 'full'
+     ORDER BY embedding <#> %(vector)s::vector, id LIMIT 1
   ) AS best ON true
  ORDER BY ranked.score DESC, ranked.version
 """
@@ -180,11 +180,20 @@ def rank(
     Without a vector the words alone decide. `prior` is how much past success may add or take, in
     standard deviations.
     """
-    sql, params = _with_visible(RANK, visible)
-    params |= {
+    sql, params = with_visible(RANK, visible)
+    params |= weights(task, vector, average_length=average_length, limit=limit, prior=prior)
+    with connection.cursor() as cursor:
+        cursor.execute(sql, params | {"space": space})
+        return [Ranked(*row) for row in cursor.fetchall()]
+
+
+def weights(
+    task: str, vector: Vector | None, *, average_length: float, limit: int, prior: float
+) -> dict[str, Any]:
+    """The parameters of a ranking that do not depend on the registry's size."""
+    return {
         "task": task,
         "vector": None if vector is None else _literal(vector),
-        "space": space,
         "average_length": average_length,
         "k1": K1,
         "b": B,
@@ -194,21 +203,18 @@ def rank(
         "prior": prior,
         "limit": limit,
     }
-    with connection.cursor() as cursor:
-        cursor.execute(sql, params)
-        return [Ranked(*row) for row in cursor.fetchall()]
 
 
 def average_length(visible: QuerySet[Agent, Any]) -> float:
     """Words per agent over what a caller sees; at least 1."""
-    sql, params = _with_visible(AVERAGE_LENGTH, visible)
+    sql, params = with_visible(AVERAGE_LENGTH, visible)
     with connection.cursor() as cursor:
         cursor.execute(sql, params)
         (length,) = cursor.fetchone() or (None,)
     return max(1.0, float(length or 0))
 
 
-def _with_visible(statement: str, visible: QuerySet[Agent, Any]) -> tuple[str, dict[str, Any]]:
+def with_visible(statement: str, visible: QuerySet[Agent, Any]) -> tuple[str, dict[str, Any]]:
     """The statement with the ORM's own query in it: who may see what is asked in `visible_to` alone."""
     sql, values = visible.query.sql_with_params()
     params = {f"visible_{number}": value for number, value in enumerate(values)}

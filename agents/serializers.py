@@ -10,6 +10,8 @@ from agents.models import Agent, AgentStats, AgentVersion
 from engine.serializers import LineField, StrictSerializer
 
 MAX_TASK_LENGTH = 100_000
+# In one request: of the usual length they take half a minute to embed.
+MAX_CARDS = 1_000
 
 
 class HealthSerializer(serializers.Serializer[Any]):
@@ -97,6 +99,25 @@ class AgentSerializer(AgentSummarySerializer):
             "created_by",
         )
         read_only_fields = fields
+
+
+class CardsSerializer(StrictSerializer):
+    """Cards to register together, each as POST /api/v1/agents takes it."""
+
+    agents = serializers.ListField(child=serializers.DictField(), min_length=1, max_length=MAX_CARDS)
+
+
+class ImportedAgentSerializer(serializers.Serializer[Any]):
+    """One of them, as it is registered now."""
+
+    agent = serializers.CharField()
+    version = serializers.IntegerField()
+
+
+class ImportedSerializer(serializers.Serializer[Any]):
+    """What they are registered as, in their order."""
+
+    items = ImportedAgentSerializer(many=True)
 
 
 class FieldChangeSerializer(serializers.Serializer[Any]):

@@ -6,7 +6,9 @@ from agents import views
 
 urlpatterns = [
     path("", views.AgentsView.as_view()),
-    path("/discover", views.DiscoverView.as_view()),  # before the slugs: `discover` can be none
+    # Before the slugs, which these can be none of.
+    path("/bulk", views.BulkView.as_view()),
+    path("/discover", views.DiscoverView.as_view()),
     path("/<slug:slug>", views.AgentView.as_view()),
     path("/<slug:slug>/restore", views.RestoreAgentView.as_view()),
     path("/<slug:slug>/versions", views.VersionsView.as_view()),

@@ -13,19 +13,23 @@ from rest_framework.views import APIView
 
 from agents import discovery, services
 from agents.cards import CARD_SCHEMA
+from agents.errors import InvalidCard
 from agents.models import Agent, AgentVersion
 from agents.serializers import (
     AgentSerializer,
     AgentSummarySerializer,
+    CardsSerializer,
     DiffSerializer,
     DiscoverSerializer,
     DiscoverySerializer,
+    ImportedSerializer,
     VersionSummarySerializer,
 )
 from apikeys.callers import caller
 from apikeys.idempotency import IDEMPOTENCY_KEY, idempotent
 from apikeys.scopes import Scope
 from engine.conditional import IF_NONE_MATCH, json_answer
+from engine.errors import FieldError
 from engine.openapi import PAGE_QUERY, page_of
 from engine.pages import PAGE_PARAMS, paginate
 from engine.query import Convert, one_of, query_params, text
@@ -89,6 +93,45 @@ class AgentsView(APIView):  # GET, POST /api/v1/agents
         """Register an agent, or a new version of one; 200 if nothing has changed."""
         version, is_new = services.put(caller(request), request.data)
         return _registered(version, is_new)
+
+
+class BulkView(APIView):  # GET, POST /api/v1/agents/bulk
+    """Many cards at once: what GET gives, POST takes, here or on another installation."""
+
+    required_scope = READ_OR_WRITE
+
+    @extend_schema(operation_id="agents_export", responses=CardsSerializer)
+    def get(self, request: Request) -> Response:
+        """The cards of the project's own active agents, by slug."""
+        query_params(request, {})
+        return Response({"agents": services.export(caller(request))})
+
+    @extend_schema(
+        operation_id="agents_import",
+        parameters=[IDEMPOTENCY_KEY],
+        request=CardsSerializer,
+        responses=ImportedSerializer,
+    )
+    @idempotent
+    def post(self, request: Request) -> Response:
+        """Register up to 1,000 cards; a bad one stops all, with pointers that begin with `/agents/INDEX`.
+
+        Discovery knows them all and is calibrated on them when this answers. Repeated after a broken connection it goes
+        on: equal content makes no new version. `manage.py import_agents` shows its progress and has no limit.
+        """
+        body = CardsSerializer(data=request.data)
+        body.is_valid(raise_exception=True)
+        by = caller(request)
+        try:
+            stored = services.put_many(by, request.data["agents"], lambda done, of: None)
+        except InvalidCard as error:
+            faults = [
+                FieldError(pointer=f"/agents{one['pointer']}", detail=one["detail"]) for one in error.errors
+            ]
+            raise InvalidCard(error.detail, errors=faults) from error
+        discovery.prepare(by)
+        items = [{"agent": version.agent.slug, "version": version.number} for version in stored]
+        return Response({"items": items})
 
 
 class AgentView(APIView):  # GET, PATCH, DELETE /api/v1/agents/{slug}

@@ -1,10 +1,11 @@
 """How well discovery finds the right agent, beside words alone, meaning alone and reciprocal rank fusion.
 
-    .venv/bin/python benchmarks/discovery.py FOLDER [SET …] [--queries N]
+    ENGINE_BENCHMARK=1 .venv/bin/python benchmarks/discovery.py FOLDER [SET …] [--queries N] [--sizes N …]
 
 FOLDER holds one folder per set with `agents.jsonl` (id, name, description, skills, examples) and `queries.jsonl`
 (query, relevant: agent ids, none where no agent fits). Registers each set in a project of its own, in a database
 that is made for the run and dropped after it. R is recall, refused the share answered with `none`.
+With --sizes it measures instead how long the database takes in registries that are made from the first set.
 """
 
 from __future__ import annotations
@@ -170,6 +171,60 @@ def measure(folder: Path, limit: int | None) -> None:
     print(f"  discover(): p50 {cuts[49] * 1000:.1f} ms, p95 {cuts[94] * 1000:.1f} ms")
 
 
+def latencies(folder: Path, sizes: list[int], count: int) -> None:
+    """Print how long a ranking takes in the database by the number of agents, and what an index loses above 20,000."""
+    from django.db.models import Q
+
+    from agents import calibration, discovery, large, queries, vector_index
+    from benchmarks import registries
+
+    by = register(folder.name, lines(folder / "agents.jsonl")[:200])
+    tasks = [query["query"] for query in lines(folder / "queries.jsonl")]
+    random.Random(0).shuffle(tasks)
+    views = [(task, discovery._View.of(task)) for task in tasks[:count]]
+    space = views[0][1].space
+    assert by.project is not None
+    model = registries.Model.of(by.project.id, space)
+    there = len(model.vectors)
+    for size in sizes:
+        registries.grow(by.project.id, space, model, start=there, end=size)
+        there = size
+        started = time.monotonic()
+        if planned := vector_index.active_plan():
+            vector_index.apply(planned, lambda said: print(f"  {said}", flush=True))
+        built = time.monotonic()
+        discovery.calibrate(by)
+        print(f"{size:,} agents: index {built - started:.1f} s, calibrated {time.monotonic() - built:.1f} s")
+        stick = calibration.yardstick(by, discovery._registry(by, Q()), space, views[0][1].background)
+        for name, filters in (("all", discovery.Filters()), ("1 in 1,000", discovery.Filters(tags=["rare"]))):
+            registry = discovery._registry(by, discovery._conditions(filters))
+            seconds: list[float] = []
+            shares: list[float] = []
+            for task, view in views:
+                started = time.monotonic()
+                found = discovery._rank(registry, task, view, stick, limit=10)
+                seconds.append(time.monotonic() - started)
+                if stick.survey is not None and len(shares) < 50:
+                    exact = queries.rank(
+                        registry,
+                        task,
+                        view.vector,
+                        space=space,
+                        average_length=stick.average_length,
+                        limit=10,
+                    )
+                    shares.append(
+                        len({one.version for one in exact} & {one.version for one in found}) / len(exact)
+                    )
+            cuts = quantiles(seconds, n=100)
+            recall = f", recall@10 of exact {sum(shares) / len(shares):.3f}" if shares else ""
+            way = "exact" if stick.survey is None or large.is_selective(registry) else "index"
+            print(
+                f"  {name}: {way}, p50 {cuts[49] * 1000:.1f} ms, p95 {cuts[94] * 1000:.1f} ms{recall}",
+                flush=True,
+            )
+
+
 def main() -> None:
     """Read the arguments and measure each set."""
     parser = argparse.ArgumentParser(
@@ -178,10 +233,15 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("sets", nargs="*", help="names of sets; all by default")
     parser.add_argument("--queries", type=int, help="measure on this many queries, drawn at random")
+    parser.add_argument("--sizes", nargs="+", type=int, help="measure latency at these numbers of agents")
     arguments = parser.parse_args()
     django.setup()
     folders = sorted(path.parent for path in arguments.folder.glob("*/queries.jsonl"))
     with scratch_database():
+        if arguments.sizes:
+            chosen = [folder for folder in folders if not arguments.sets or folder.name in arguments.sets]
+            latencies(chosen[0], arguments.sizes, arguments.queries or 200)
+            return
         for folder in folders:
             if not arguments.sets or folder.name in arguments.sets:
                 measure(folder, arguments.queries)

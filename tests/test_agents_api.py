@@ -6,6 +6,7 @@ import pytest
 from rest_framework.test import APIClient
 
 from agents import services
+from agents.models import Calibration
 from apikeys.scopes import Scope
 from tests.agents import make_card, make_noop, register_all, staff, words
 from tests.factories import KeyInHand, make_key
@@ -312,3 +313,42 @@ def test_what_is_shown_on_one_line_holds_no_break(
     answer = client.post(AGENTS, make_card(**fields))
 
     assert (answer.status_code, pointers(answer)) == (422, [pointer])
+
+
+def test_many_cards_go_in_and_out_in_one_shape(client: APIClient) -> None:
+    cards = [make_card(f"many-{number}", description=f"Does thing {number}") for number in range(30)]
+
+    answer = client.post(f"{AGENTS}/bulk", {"agents": cards})
+    again = client.post(f"{AGENTS}/bulk", {"agents": client.get(f"{AGENTS}/bulk").json()["agents"]})
+
+    assert answer.status_code == 200, answer.content
+    assert answer.json()["items"] == [{"agent": card["slug"], "version": 1} for card in cards]
+    assert sorted(map(str, again.json()["items"])) == sorted(map(str, answer.json()["items"]))
+
+
+def test_discovery_is_calibrated_when_a_bulk_registration_answers(key: KeyInHand) -> None:
+    cards = [make_card(f"many-{number}", description=f"Does thing {number}") for number in range(30)]
+
+    key.client.post(f"{AGENTS}/bulk", {"agents": cards})
+
+    assert Calibration.objects.get().agents == 30
+
+
+def test_one_bad_card_in_bulk_is_named_and_registers_none(client: APIClient) -> None:
+    answer = client.post(f"{AGENTS}/bulk", {"agents": [make_card("good"), make_card("bad", name="")]})
+
+    assert answer.status_code == 422
+    assert pointers(answer) == ["/agents/1/name"]
+    assert client.get(f"{AGENTS}/good").status_code == 404
+
+
+@pytest.mark.parametrize(
+    "body", [{}, {"agents": []}, {"agents": "x"}, {"agents": [3]}, {"agents": [{}], "b": 1}]
+)
+def test_bulk_without_cards_is_refused(client: APIClient, body: Any) -> None:
+    assert client.post(f"{AGENTS}/bulk", body).status_code == 422
+
+
+@pytest.mark.parametrize("slug", ["bulk", "discover"])
+def test_no_agent_takes_the_name_of_an_address(client: APIClient, slug: str) -> None:
+    assert pointers(client.post(AGENTS, make_card(slug))) == ["/slug"]

@@ -7,7 +7,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
-from agents import services
+from agents import discovery, services
 from agents.errors import AgentArchived, InvalidCard
 from agents.management.progress import operator, show_progress
 
@@ -35,6 +35,7 @@ class Command(BaseCommand):
             raise CommandError(f"{error.detail}\n{faults}") from error
         except AgentArchived as error:
             raise CommandError(error.detail) from error
+        discovery.prepare(by)
         self.stdout.write(f"{len(versions)} agents are registered")
 
     @staticmethod

@@ -1,0 +1,202 @@
+"""The SQL that discovery runs for a task where the registry is too large to compare each agent.
+
+Candidates come from the vector index and from the task's rare words; each is then scored as in `agents/queries.py`,
+exactly. What there is taken over the whole registry is known from the calibration or taken over a sample of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from django.db import connection, transaction
+from django.db.models import QuerySet
+
+from agents import queries, vector_index
+from agents.embeddings import Vector
+from agents.models import Agent
+from agents.queries import Ranked
+
+# Candidates by meaning, and by words. More of them cost time and find hardly more (measured: docs/discovery.md).
+NEAREST = 200
+BY_WORDS = 100
+# How many the graph keeps in hand; recall@10 of the whole ranking is .97 and more from here on.
+EF_SEARCH = 200
+# A word in more than this share of the agents is counted once per calibration and brings up no candidates.
+COMMON_SHARE = 0.01
+SAMPLE = 400
+
+RANK = """
+WITH visible AS NOT MATERIALIZED ({visible}),
+nearby AS MATERIALIZED (
+    SELECT vector.agent_version_id AS version
+      FROM agents_agentembedding AS vector JOIN visible ON visible.version = vector.agent_version_id
+     WHERE vector.space_id = {space} AND part = 'full' AND eligible
+     ORDER BY embedding::halfvec({dims}) <#> %(vector)s::halfvec({dims}) LIMIT %(nearest)s
+),
+word AS MATERIALIZED (SELECT lexeme AS term FROM unnest(to_tsvector('english', %(task)s))),
+common AS (
+    SELECT term, its_agents FROM unnest(%(common)s::text[], %(counts)s::int[]) AS known (term, its_agents)
+),
+rare AS MATERIALIZED (
+    SELECT posting.term, posting.agent_version_id AS version, frequency, length, eligible
+      FROM word JOIN agents_agentterm AS posting USING (term)
+      JOIN visible ON visible.version = posting.agent_version_id
+     WHERE term <> ALL(%(common)s::text[])
+),
+weight AS MATERIALIZED (
+    SELECT term, ln(1 + greatest(0, %(agents)s - its_agents + 0.5::float8) / (its_agents + 0.5::float8)) AS idf
+      FROM (
+        SELECT term, count(rare.version) AS its_agents FROM word LEFT JOIN rare USING (term)
+         WHERE term <> ALL(%(common)s::text[]) GROUP BY term
+        UNION ALL SELECT term, its_agents FROM common
+      ) AS known
+),
+worded AS (
+    SELECT version FROM rare JOIN weight USING (term) WHERE eligible GROUP BY version
+     ORDER BY sum(idf * frequency * (%(k1)s + 1)
+                  / (frequency + %(k1)s * (1 - %(b)s + %(b)s * length / %(average_length)s))) DESC, version
+     LIMIT %(by_words)s
+),
+chosen AS MATERIALIZED (SELECT version FROM nearby UNION SELECT version FROM worded),
+asked AS MATERIALIZED (
+    SELECT version, true AS is_candidate FROM chosen
+    UNION ALL SELECT version, false FROM unnest(%(sample)s::uuid[]) AS sample (version)
+),
+lexical AS (
+    SELECT asked.version, is_candidate, sum(idf) AS covered, array_agg(term ORDER BY idf DESC, term) AS terms,
+           sum(idf * frequency * (%(k1)s + 1)
+               / (frequency + %(k1)s * (1 - %(b)s + %(b)s * length / %(average_length)s))) AS bm25
+      FROM asked CROSS JOIN weight
+      JOIN agents_agentterm AS posting USING (term)
+     WHERE posting.agent_version_id = asked.version
+     GROUP BY asked.version, is_candidate
+),
+near AS MATERIALIZED (
+    SELECT asked.version, is_candidate, part, -(embedding <#> %(vector)s::vector) AS cosine
+      FROM asked JOIN agents_agentembedding AS vector ON vector.agent_version_id = asked.version
+     WHERE vector.space_id = {space}
+),
+meaning AS (
+    SELECT version, is_candidate, (max(cosine) FILTER (WHERE part = 'full')
+                                   + max(cosine) FILTER (WHERE part <> 'full')) / 2 AS cosine
+      FROM near GROUP BY version, is_candidate
+),
+evidence AS MATERIALIZED (
+    SELECT version, is_candidate, cosine, coalesce(bm25, 0) AS bm25, coalesce(covered, 0) AS covered, terms
+      FROM asked LEFT JOIN meaning USING (version, is_candidate) LEFT JOIN lexical USING (version, is_candidate)
+),
+usual AS MATERIALIZED (
+    SELECT avg(cosine) AS cosine, greatest(stddev_pop(cosine), %(least_spread)s) AS cosine_spread,
+           avg(bm25) AS bm25, nullif(stddev_pop(bm25), 0) AS bm25_spread
+      FROM evidence WHERE NOT is_candidate
+),
+deviation AS (
+    SELECT evidence.*, (evidence.cosine - usual.cosine) / usual.cosine_spread AS cosine_deviation,
+           (evidence.bm25 - usual.bm25) / coalesce(usual.bm25_spread, nullif(max(evidence.bm25) OVER (), 0))
+               AS bm25_deviation
+      FROM evidence, usual WHERE is_candidate
+),
+weighed AS (
+    SELECT deviation.*, coalesce(cosine_deviation, 0) AS by_meaning,
+           %(words_weight)s * coalesce(
+               bm25_deviation * least(1, %(words_max)s / nullif(greatest(max(bm25_deviation) OVER (), 0), 0)), 0
+           ) AS by_words,
+           %(prior)s * (2 * (coalesce(ok, 0) + 2)::float8 / (coalesce(ok, 0) + coalesce(failed, 0) + 4) - 1)
+               AS by_success
+      FROM deviation JOIN visible USING (version)
+),
+ranked AS (
+    SELECT weighed.*, by_meaning + by_words + by_success AS score
+      FROM weighed ORDER BY score DESC, version LIMIT %(limit)s
+)
+SELECT ranked.version, ranked.score, ranked.cosine, ranked.covered, ranked.terms,
+       coalesce((SELECT sum(idf) FROM weight), 0) AS asked, best.part, best.text,
+       by_meaning, by_words, by_success
+  FROM ranked LEFT JOIN LATERAL (
+    SELECT part, text FROM agents_agentembedding
+     WHERE agent_version_id = ranked.version AND space_id = {space} AND part <> 'full'
+     ORDER BY embedding <#> %(vector)s::vector, id LIMIT 1
+  ) AS best ON true
+ ORDER BY ranked.score DESC, ranked.version
+"""
+
+COMMON = """
+WITH visible AS MATERIALIZED ({visible})
+SELECT term, count(*) FROM agents_agentterm JOIN visible ON version = agent_version_id
+ GROUP BY term HAVING count(*) > %(least)s
+"""
+# By hash: the same agents in each run, and no sort by what they are about.
+SAMPLED = """
+WITH visible AS ({visible}) SELECT version FROM visible ORDER BY md5(version::text) LIMIT %(sample)s
+"""
+COUNT = "WITH visible AS ({visible}) SELECT count(*) FROM (SELECT FROM visible WHERE eligible LIMIT %(most)s) AS first"
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What is known of a large registry as a whole, taken with its calibration."""
+
+    agents: int
+    common: Mapping[str, int]  # in how many agents the words stand that many agents have
+    sample: list[str]  # ids of versions that stand for all
+
+
+def survey(visible: QuerySet[Agent, Any], agents: int) -> Survey:
+    """Survey a registry: seconds, for 100,000 agents."""
+    common_sql, params = queries.with_visible(COMMON, visible)
+    sample_sql, _ = queries.with_visible(SAMPLED, visible)
+    with connection.cursor() as cursor:
+        cursor.execute(common_sql, params | {"least": int(agents * COMMON_SHARE)})
+        common = dict(cursor.fetchall())
+        cursor.execute(sample_sql, params | {"sample": SAMPLE})
+        return Survey(agents, common, [str(version) for (version,) in cursor.fetchall()])
+
+
+def is_selective(eligible: QuerySet[Agent, Any]) -> bool:
+    """Whether few enough agents are left by the filters for each to be compared: then all are found."""
+    sql, params = queries.with_visible(COUNT, eligible)
+    with connection.cursor() as cursor:
+        cursor.execute(sql, params | {"most": vector_index.LEAST_AGENTS + 1})
+        (left,) = cursor.fetchone() or (0,)
+    return int(left) <= vector_index.LEAST_AGENTS
+
+
+@transaction.atomic
+def rank(
+    visible: QuerySet[Agent, Any],
+    task: str,
+    vector: Vector,
+    known: Survey,
+    *,
+    space: str,
+    average_length: float,
+    limit: int,
+    prior: float = 0.0,
+) -> list[Ranked]:
+    """The best agents for a task, best first, as `queries.rank` gives them."""
+    statement = RANK.replace("{space}", vector_index.literal(space).replace("%", "%%"))
+    sql, params = queries.with_visible(statement.replace("{dims}", str(vector.size)), visible)
+    params |= queries.weights(task, vector, average_length=average_length, limit=limit, prior=prior)
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT lexeme FROM unnest(to_tsvector('english', %s))", [task])
+        common = [term for (term,) in cursor.fetchall() if term in known.common]
+        params |= {
+            "agents": known.agents,
+            "common": common,
+            "counts": [known.common[term] for term in common],
+            "sample": known.sample,
+            "nearest": max(NEAREST, 2 * limit),
+            "by_words": max(BY_WORDS, limit),
+        }
+        # The planner knows neither how many rows a CTE has nor that a sort of 100,000 vectors reads them all; JIT
+        # would compile this for longer than it runs.
+        cursor.execute(
+            f"SET LOCAL hnsw.ef_search = {EF_SEARCH}; SET LOCAL hnsw.iterative_scan = 'relaxed_order';"
+            "SET LOCAL jit = off; SET LOCAL enable_seqscan = off"
+        )
+        cursor.execute(sql, params)
+        found = [Ranked(*row) for row in cursor.fetchall()]
+        cursor.execute("SET LOCAL enable_seqscan = on")
+    return found

@@ -1,0 +1,15 @@
+"""An index for discovery among the agents of some tags."""
+
+from django.contrib.postgres.indexes import GinIndex
+from django.contrib.postgres.operations import AddIndexConcurrently
+from django.db import migrations
+
+
+class Migration(migrations.Migration):
+    atomic = False  # an index that is built concurrently cannot be part of a transaction
+
+    dependencies = [("agents", "0001_agents_and_versions")]
+
+    operations = [
+        AddIndexConcurrently("agentversion", GinIndex(fields=["tags"], name="agentversion_tags_idx")),
+    ]
