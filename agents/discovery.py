@@ -30,7 +30,7 @@ MAX_LIMIT = 50
 SUCCESS_PRIOR = 0.1
 # Below the project's cut nothing fits; from here on a match is sure.
 SURE = 0.95
-CUTS = {"q80": 0.80, "q90": 0.90}
+CUTS = {"off": 0.0, "q80": 0.80, "q90": 0.90, "q95": SURE}
 
 
 @dataclass(frozen=True)

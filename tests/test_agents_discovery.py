@@ -377,3 +377,15 @@ def test_the_projects_cut_decides_what_is_refused(catalog: Caller) -> None:
         for limit, text in enumerate(UNFITTING + [task for task, _ in FITTING])
     }
     assert all(theirs == "none" for ours, theirs in decisions.values() if ours == "none")
+
+
+def test_every_cut_of_a_project_is_heeded(catalog: Caller) -> None:
+    project = catalog.project
+    assert project is not None
+    assert discovery.CUTS.keys() == set(Project.DiscoveryCut.values)
+
+    generous = member(Project(id=project.id, slug=project.slug, discovery_cut=Project.DiscoveryCut.OFF))
+    sure = member(Project(id=project.id, slug=project.slug, discovery_cut=Project.DiscoveryCut.Q95))
+
+    assert {discovery.discover(generous, task).decision for task in UNFITTING} == {"weak_match"}
+    assert {discovery.discover(sure, task).decision for task in UNFITTING} == {"none"}
