@@ -88,6 +88,8 @@ def of(*names: str) -> set[str]:
 
 # Here receivers of webhooks are set up, and calls to E2B counted: single transactions that no job's state hangs on.
 WITHOUT_JOBS = {"notifying/services.py", "sandboxes/e2b/budget.py"}
+# Parts of a transaction, or one that only reads: surveys, the counts of a submission, audit rows of what people do.
+WITHIN = {"claiming.py", "room.py", "admin/recorded.py"}
 
 # Statistics of endings outlive the jobs that pruning deletes.
 OUTLIVE = "statistics count each attempt that a worker ended"
@@ -107,9 +109,11 @@ def test_every_transaction_is_a_place_to_fail_at() -> None:
     bare = {
         str(path.relative_to(PACKAGE))
         for path in PACKAGE.rglob("*.py")
-        if path.name != "failpoints.py" and re.search(r"\batomic\b", path.read_text())
+        if path.name != "failpoints.py"
+        and path.parent.name != "migrations"
+        and re.search(r"\batomic\b", path.read_text())
     }
-    assert bare == WITHOUT_JOBS
+    assert bare == WITHOUT_JOBS | WITHIN
     assert len(places()) > 30
 
 
