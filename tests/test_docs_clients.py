@@ -13,7 +13,7 @@ from playwright._impl._driver import compute_driver_executable
 from tests.clients import Office
 from tests.processes import ROOT
 
-SECTIONS = {"curl": "sh", "Python": "python", "Command line": "sh", "JavaScript": "js"}
+SECTIONS = {"curl": "sh", "Python": "python", "Command line": "sh", "JavaScript": "js", "Claude Code": "sh"}
 
 
 def blocks(section: str, language: str) -> list[str]:
@@ -40,6 +40,9 @@ def test_the_blocks_of(section: str, office: Office, tmp_path: Path) -> None:
     commands.mkdir()
     (commands / "engine").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m engine_client "$@"\n')
     (commands / "engine").chmod(0o755)
+    # Claude Code is not there: what it would be told is what the block has to say.
+    (commands / "claude").write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    (commands / "claude").chmod(0o755)
     env = {
         **{name: value for name, value in os.environ.items() if not name.startswith("ENGINE_")},
         "ENGINE_URL": office.url,
@@ -61,4 +64,8 @@ def test_the_blocks_of(section: str, office: Office, tmp_path: Path) -> None:
         assert done.returncode == 0, f"{block}\n{done.stdout}\n{done.stderr}"
         said += done.stdout
 
-    assert "completed" in said or "positive" in said
+    assert any(word in said for word in ("completed", "positive", "review-sentiment"))
+    if section == "Claude Code":
+        assert said.startswith(
+            f"mcp\nadd\n--transport\nhttp\nengine\n{office.url}/mcp\n--header\nAuthorization: Bearer {office.key}\n"
+        )
