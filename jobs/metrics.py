@@ -1,10 +1,14 @@
 """The installation in numbers, for dashboards and autoscalers: now, and over the last hour."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from django.db import connection
+from prometheus_client import CollectorRegistry, Metric, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
 
 from jobs import figures
 from jobs.models import Worker
@@ -98,32 +102,53 @@ PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 
 def as_prometheus(numbers: dict[str, Any]) -> str:
     """The same numbers as gauges. What is not known now is left out."""
-    hour = numbers["last_hour"]
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Gauges(numbers))
+    return generate_latest(registry).decode()
+
+
+class _Gauges(Collector):
+    """One reading of the database, as Prometheus' client wants it."""
+
+    def __init__(self, numbers: dict[str, Any]) -> None:
+        self._numbers = numbers
+
+    def describe(self) -> list[Metric]:
+        """Nothing: asked for at registration, before there is a reader."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """A family for each kind of number."""
+        for name, about, label, values in _families(self._numbers):
+            family = GaugeMetricFamily(name, about, labels=[label] if label else [])
+            for value, number in values.items():
+                if number is not None:
+                    family.add_metric([value] if label else [], number)
+            yield family
+
+
+def _families(numbers: dict[str, Any]) -> list[tuple[str, str, str, dict[str, Any]]]:
+    hour, workers, questions = numbers["last_hour"], numbers["workers"], numbers["questions"]
     ended = {outcome: hour[outcome] for outcome in ("completed", "failed", "retried", "lost")}
-    gauges: list[tuple[str, str, dict[str, Any]]] = [
-        ("engine_jobs", "status", numbers["jobs"]),
-        ("engine_oldest_queued_seconds", "", {"": numbers["oldest_queued_s"]}),
-        ("engine_open_questions", "", {"": numbers["questions"]["open"]}),
-        ("engine_oldest_question_seconds", "", {"": numbers["questions"]["oldest_s"]}),
+    alive = {kind: workers[kind] for kind in ("alive", "draining", "unable")}
+    slots = {kind: workers[kind] for kind in ("slots", "running")}
+    wait, run = hour["wait_ms"], hour["run_ms"]
+    return [
+        ("engine_jobs", "Jobs that have not ended, by state.", "status", numbers["jobs"]),
         (
-            "engine_workers",
-            "kind",
-            {kind: numbers["workers"][kind] for kind in ("alive", "draining", "unable")},
+            "engine_oldest_queued_seconds",
+            "Age of the job that waits longest.",
+            "",
+            {"": numbers["oldest_queued_s"]},
         ),
-        ("engine_slots", "kind", {kind: numbers["workers"][kind] for kind in ("slots", "running")}),
-        ("engine_last_hour_attempts", "outcome", ended),
-        ("engine_last_hour_wait_milliseconds", "quantile", hour["wait_ms"]),
-        ("engine_last_hour_run_milliseconds", "quantile", hour["run_ms"]),
+        ("engine_open_questions", "Questions that nobody has answered.", "", {"": questions["open"]}),
+        ("engine_oldest_question_seconds", "Age of the oldest of them.", "", {"": questions["oldest_s"]}),
+        ("engine_workers", "Workers that hold their lease.", "kind", alive),
+        ("engine_slots", "Jobs that workers can run, and do.", "kind", slots),
+        ("engine_last_hour_attempts", "Attempts that ended in the last hour.", "outcome", ended),
+        ("engine_last_hour_wait_milliseconds", "From due to started, in the last hour.", "quantile", wait),
+        ("engine_last_hour_run_milliseconds", "From started to ended, in the last hour.", "quantile", run),
     ]
-    return "".join(f"# TYPE {name} gauge\n{_samples(name, label, values)}" for name, label, values in gauges)
-
-
-def _samples(name: str, label: str, values: dict[str, Any]) -> str:
-    return "".join(
-        f'{name}{{{label}="{value}"}} {number}\n' if label else f"{name} {number}\n"
-        for value, number in values.items()
-        if number is not None
-    )
 
 
 def _age(now: datetime, since: datetime | None) -> float | None:
