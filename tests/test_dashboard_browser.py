@@ -461,9 +461,13 @@ def test_a_picture_among_the_artifacts_is_seen(ada: Visitor, shared_files: None)
 
     page = ada.watch(job)
 
-    picture = page.get_by_role("img", name="chart.png")
-    picture.scroll_into_view_if_needed()
-    eventually(lambda: picture.evaluate("(image) => image.naturalWidth") == 8, what="the picture")
+    # Looked for anew each time: the page may draw its artifacts again meanwhile.
+    width = """() => {
+        const image = document.querySelector('img[alt="chart.png"]');
+        image?.scrollIntoView();
+        return image?.naturalWidth;
+    }"""
+    eventually(lambda: page.evaluate(width) == 8, what="the picture")
     assert ada.faults == []
 
 

@@ -9,6 +9,7 @@ import pytest
 from drills import chaos, drain
 
 
+@pytest.mark.drill
 def test_a_minute_of_every_fault_loses_and_doubles_nothing(tmp_path: Path) -> None:
     kills = 8
     plan = chaos.Plan(

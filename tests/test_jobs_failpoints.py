@@ -100,9 +100,10 @@ CALLER = {
 }
 WEB = of(*CALLER)
 COMMAND = of("forget", "drop_week")  # done by workers too, each hour
+OPERATOR = of("drain_worker")  # it would end the walk's own workers
 FIRST = of("partitions")  # done once an hour by whoever comes first
 SWEEPER = of("sweep") | {"sandbox.before_kill"}  # reached when others have died
-WORKER = places() - WEB - COMMAND
+WORKER = places() - WEB - COMMAND - OPERATOR
 
 
 def test_every_transaction_is_a_place_to_fail_at() -> None:
@@ -494,6 +495,7 @@ def test_worker_and_web_process_go_on_after_faults_at_every_place(walk: Walk) ->
     assert len([fault for name, fault in happened(web) if name in WEB]) == len(WEB) * len(FAULTS)
 
 
+@pytest.mark.drill
 def test_a_web_process_may_die_at_any_place(walk: Walk) -> None:
     worker = walk.instance.worker()
     names = sorted(WEB)
