@@ -16,6 +16,7 @@ from agents.cards import CARD_SCHEMA
 from agents.errors import InvalidCard
 from agents.models import Agent, AgentVersion
 from agents.serializers import (
+    MAX_CARDS,
     AgentSerializer,
     AgentSummarySerializer,
     CardsSerializer,
@@ -95,12 +96,35 @@ class AgentsView(APIView):  # GET, POST /api/v1/agents
         return _registered(version, is_new)
 
 
+# A card as GET shows it is one that POST takes; of a project without agents there are none.
+CARDS_OUT: Any = {
+    "type": "object",
+    "required": ["agents"],
+    "properties": {"agents": {"type": "array", "items": {"type": "object"}}},
+}
+CARDS_IN: Any = {
+    "application/json": {
+        "type": "object",
+        "additionalProperties": False,
+        "required": ["agents"],
+        "properties": {
+            "agents": {
+                "type": "array",
+                "minItems": 1,
+                "maxItems": MAX_CARDS,
+                "items": CARD["application/json"],
+            }
+        },
+    }
+}
+
+
 class BulkView(APIView):  # GET, POST /api/v1/agents/bulk
     """Many cards at once: what GET gives, POST takes, here or on another installation."""
 
     required_scope = READ_OR_WRITE
 
-    @extend_schema(operation_id="agents_export", responses=CardsSerializer)
+    @extend_schema(operation_id="agents_export", responses={(200, "application/json"): CARDS_OUT})
     def get(self, request: Request) -> Response:
         """The cards of the project's own active agents, by slug."""
         query_params(request, {})
@@ -109,7 +133,7 @@ class BulkView(APIView):  # GET, POST /api/v1/agents/bulk
     @extend_schema(
         operation_id="agents_import",
         parameters=[IDEMPOTENCY_KEY],
-        request=CardsSerializer,
+        request=CARDS_IN,
         responses=ImportedSerializer,
     )
     @idempotent
