@@ -18,7 +18,7 @@ from agents.embeddings import Vector
 from agents.models import Agent
 from agents.queries import Ranked
 
-# Candidates by meaning, and by words. More of them cost time and find hardly more (measured: docs/discovery.md).
+# Candidates by meaning, and by words. More of them cost time and find hardly more.
 NEAREST = 200
 BY_WORDS = 100
 # How many the graph keeps in hand; recall@10 of the whole ranking is .97 and more from here on.

@@ -15,7 +15,7 @@ from django.db.models import Count, Q
 from agents import indexing
 from agents.models import Agent, EmbeddingSpace
 
-# An exact search over so many agents takes about as long as the rest of a request (measured: docs/discovery.md).
+# An exact search over so many agents takes about as long as the rest of a request.
 LEAST_AGENTS = 20_000
 # What pgvector's HNSW takes of the type halfvec, which is half the size of vector and as good for candidates.
 MOST_DIMS = 4000
