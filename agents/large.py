@@ -21,7 +21,7 @@ from agents.queries import Ranked
 # Candidates by meaning, and by words. More of them cost time and find hardly more.
 NEAREST = 200
 BY_WORDS = 100
-# How many the graph keeps in hand; recall@10 of the whole ranking is .97 and more from here on.
+# How many the graph keeps in hand: the more, the more of the exact best are found, and the longer it takes.
 EF_SEARCH = 200
 # A word in more than this share of the agents is counted once per calibration and brings up no candidates.
 COMMON_SHARE = 0.01
