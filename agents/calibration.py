@@ -22,7 +22,7 @@ from agents.models import Agent, Calibration
 from agents.queries import Ranked
 from apikeys.callers import Caller
 
-# A registry is measured again once this share of its agents has changed. Measuring costs some 230 rankings.
+# A registry is measured again once this share of its agents has changed. It takes one pass over all vectors and words.
 STALE_SHARE = 0.05
 # Above this a request does not wait for it: `manage.py calibrate_agents` measures.
 MAX_AGENTS_ON_REQUEST = 20_000
