@@ -2,7 +2,7 @@
 
 from django.urls import path, re_path
 
-from jobs import control_views, transcript_views, views
+from jobs import control_views, operation_views, question_views, transcript_views, views
 from jobs.notifying import views as webhooks
 from jobs.serializers import QUEUE_NAME
 
@@ -17,10 +17,10 @@ urlpatterns = [
     path("jobs/<uuid:job_id>/logs", views.LogsView.as_view()),
     path("jobs/<uuid:job_id>/artifacts", views.ArtifactsView.as_view()),
     path("jobs/<uuid:job_id>/artifacts/<uuid:artifact_id>", views.ArtifactView.as_view()),
-    path("jobs/<uuid:job_id>/respond", views.RespondView.as_view()),
-    path("questions", views.QuestionsView.as_view()),
-    path("questions/<uuid:question_id>/answer", views.AnswerView.as_view()),
-    path("questions/<uuid:question_id>/link", views.LinkView.as_view()),
+    path("jobs/<uuid:job_id>/respond", question_views.RespondView.as_view()),
+    path("questions", question_views.QuestionsView.as_view()),
+    path("questions/<uuid:question_id>/answer", question_views.AnswerView.as_view()),
+    path("questions/<uuid:question_id>/link", question_views.LinkView.as_view()),
     path("webhooks", webhooks.WebhooksView.as_view()),
     path("webhooks/job-secret", webhooks.JobSecretView.as_view()),
     path("webhooks/deliveries", webhooks.DeliveriesView.as_view()),
@@ -37,6 +37,6 @@ urlpatterns = [
         rf"^admin/queues/(?P<name>{QUEUE_NAME})/(?P<action>pause|resume)$",
         control_views.HoldQueueView.as_view(),
     ),
-    path("admin/workers", views.WorkersView.as_view()),
-    path("admin/metrics", views.MetricsView.as_view()),
+    path("admin/workers", operation_views.WorkersView.as_view()),
+    path("admin/metrics", operation_views.MetricsView.as_view()),
 ]

@@ -1,4 +1,4 @@
-"""Jobs, their logs, files and questions over HTTP. Each view reads the request, calls one service, shapes the reply."""
+"""Jobs, their logs and files over HTTP. Each view reads the request, calls one service, shapes the reply."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -9,8 +9,8 @@ from typing import Any
 from uuid import UUID
 
 from django.core.files.uploadedfile import UploadedFile
-from django.db.models import Prefetch, QuerySet
-from django.http import HttpResponse, HttpResponseBase, QueryDict, StreamingHttpResponse
+from django.db.models import QuerySet
+from django.http import HttpResponseBase, QueryDict, StreamingHttpResponse
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiParameter, OpenApiResponse, extend_schema, inline_serializer
 from rest_framework import serializers
@@ -30,26 +30,20 @@ from engine.gate import StrictJSONParser, StrictMultiPartParser, parse_json
 from engine.openapi import PAGE_QUERY, page_of, several, whole
 from engine.pages import PAGE_PARAMS, paginate
 from engine.problems import Forbidden, pointer_part
-from engine.query import Several, identifier, instant, one_of, query_params, text, whole_number
-from jobs import downloads, metrics, services, uploads, watching
-from jobs.errors import ArtifactNotFound, QuestionNotFound
-from jobs.models import Artifact, Event, Job, Question
-from jobs.notifying import links
+from engine.query import Several, instant, one_of, query_params, text, whole_number
+from jobs import downloads, services, uploads, watching
+from jobs.errors import ArtifactNotFound
+from jobs.models import Artifact, Event, Job
 from jobs.requests import read_job
 from jobs.serializers import (
     AGENT_REFERENCE,
-    AnswerSerializer,
     ArtifactSerializer,
     EventSerializer,
-    InboxQuestionSerializer,
     JobFormSerializer,
     JobRequestSerializer,
     JobSerializer,
     JobSummarySerializer,
-    LinkSerializer,
-    RespondSerializer,
     TicketRequestSerializer,
-    WorkerSerializer,
     event_json,
     event_line,
     job_url,
@@ -455,117 +449,6 @@ class ArtifactView(APIView):
         return downloads.download(request, artifact, inline=params.get("inline") in ("1", "true"))
 
 
-# --- questions ---
-
-
-class RespondView(APIView):
-    """/api/v1/jobs/ID/respond."""
-
-    required_scope = Scope.JOBS_RESPOND
-
-    @extend_schema(
-        operation_id="jobs_respond", parameters=[WAIT], request=RespondSerializer, responses=JobSerializer
-    )
-    def post(self, request: Request, job_id: UUID) -> Response:
-        """Answer what a job asks. The answer to its last open question lets it go on."""
-        body = RespondSerializer(data=request.data)
-        body.is_valid(raise_exception=True)
-        by = caller(request)
-        given = body.validated_data
-        services.respond(
-            job_id,
-            by=by,
-            answer=given.get("answer"),
-            question_id=given.get("question_id"),
-            by_question=given.get("answers"),
-        )
-        return Response(JobSerializer(services.get(job_id, by=by)).data)
-
-
-def inbox(by: Caller) -> QuerySet[Question]:
-    """The questions that a caller may see, each with what matters of its job."""
-    jobs = Job.objects.only("id", "status", "task", "priority")
-    return Question.objects.visible_to(by).prefetch_related(Prefetch("job", jobs))
-
-
-class QuestionsView(APIView):
-    """/api/v1/questions."""
-
-    required_scope = Scope.JOBS_READ
-
-    @extend_schema(
-        operation_id="questions_list",
-        parameters=[
-            *PAGE_QUERY,
-            several("status", {"enum": Question.Status.values}, "Open ones if left out."),
-            query("job", "A job's id.", UUID),
-        ],
-        responses=page_of(InboxQuestionSerializer),
-    )
-    def get(self, request: Request) -> Response:
-        """The inbox over all jobs, newest first."""
-        params = query_params(
-            request, {**PAGE_PARAMS, "status": Several(one_of(*Question.Status.values)), "job": identifier}
-        )
-        questions = inbox(caller(request)).filter(status__in=params.get("status", [Question.Status.OPEN]))
-        if "job" in params:
-            questions = questions.filter(job_id=params["job"])
-        page = paginate(questions, params)
-        return Response(page.as_json(lambda items: InboxQuestionSerializer(items, many=True).data))
-
-
-class AnswerView(APIView):
-    """/api/v1/questions/ID/answer."""
-
-    required_scope = Scope.JOBS_RESPOND
-
-    @extend_schema(
-        operation_id="questions_answer", request=AnswerSerializer, responses=InboxQuestionSerializer
-    )
-    def post(self, request: Request, question_id: UUID) -> Response:
-        """Answer one question; the first valid answer wins."""
-        body = AnswerSerializer(data=request.data)
-        body.is_valid(raise_exception=True)
-        by = caller(request)
-        question = Question.objects.visible_to(by).filter(id=question_id).first()
-        if question is None:
-            raise QuestionNotFound(question_id=str(question_id))
-        services.respond(
-            question.job_id, by=by, answer=body.validated_data["answer"], question_id=question_id
-        )
-        return Response(InboxQuestionSerializer(inbox(by).get(id=question_id)).data)
-
-
-class LinkView(APIView):
-    """/api/v1/questions/ID/link."""
-
-    required_scope = Scope.JOBS_RESPOND
-
-    @extend_schema(
-        operation_id="questions_link",
-        request=LinkSerializer,
-        responses={
-            201: inline_serializer(
-                "AnswerLink", {"url": serializers.CharField(), "expires_at": serializers.DateTimeField()}
-            )
-        },
-    )
-    def post(self, request: Request, question_id: UUID) -> Response:
-        """Make a link with which somebody without an account answers this one open question.
-
-        The answer is signed with `holder`, or with the key's name. The link ends with its time, with the question, and
-        with the key that made it.
-        """
-        body = LinkSerializer(data=request.data)
-        body.is_valid(raise_exception=True)
-        link = services.answer_link(question_id, by=caller(request), **body.validated_data)
-        document = {"url": links.url(link), "expires_at": link.expires_at}
-        return Response(document, status=HTTPStatus.CREATED, headers={"Cache-Control": "no-store"})
-
-
-# --- streams and operation ---
-
-
 class StreamTicketsView(APIView):
     """/api/v1/stream-tickets."""
 
@@ -597,38 +480,3 @@ class StreamTicketsView(APIView):
             "url": f"/ws/v1/jobs/{job_id}?ticket={ticket}",
         }
         return Response(document, status=HTTPStatus.CREATED, headers={"Cache-Control": "no-store"})
-
-
-class WorkersView(APIView):
-    """/api/v1/admin/workers."""
-
-    required_scope = Scope.ADMIN_WORKERS
-
-    @extend_schema(
-        operation_id="admin_workers",
-        parameters=[query("state", enum=["alive", "draining", "stopped", "lost"])],
-        responses=page_of(WorkerSerializer),
-    )
-    def get(self, request: Request) -> Response:
-        """Workers that gave a sign in the last day, the youngest first."""
-        params = query_params(request, {"state": one_of("alive", "draining", "stopped", "lost")})
-        found = metrics.workers(params.get("state"))
-        return Response({"items": WorkerSerializer(found, many=True).data, "next_cursor": None})
-
-
-class MetricsView(APIView):
-    """/api/v1/admin/metrics."""
-
-    required_scope = Scope.ADMIN_METRICS
-    renderer_classes = [JSONRenderer, LinesRenderer]
-
-    @extend_schema(
-        operation_id="admin_metrics",
-        responses={(200, "application/json"): OpenApiTypes.OBJECT, (200, "text/plain"): OpenApiTypes.STR},
-    )
-    def get(self, request: Request) -> HttpResponseBase:
-        """The installation in numbers. `Accept: text/plain` gives Prometheus' text format."""
-        query_params(request, {})
-        if request.accepted_renderer.format == "json":
-            return Response(metrics.metrics())
-        return HttpResponse(metrics.as_prometheus(metrics.metrics()), content_type=metrics.PROMETHEUS)
