@@ -6,6 +6,8 @@ from uuid import UUID
 
 from django.db import connection
 
+from jobs import buckets
+
 JOBS = """
 WITH made AS (
 INSERT INTO jobs_job (id, project_id, agent_version_id, queue, task, input, status, status_reason, priority, sort_at,
@@ -56,8 +58,9 @@ def make_history(
 
 
 def count_minutes() -> None:
-    """The minute buckets that workers would have written, and the planner's statistics."""
+    """The buckets that workers would have written, and the planner's statistics."""
     with connection.cursor() as cursor:
         cursor.execute(MINUTES)
+        buckets.fold_hours()
         for table in ("jobs_job", "jobs_event", "jobs_minutestat", "apikeys_project", "agents_agentversion"):
             cursor.execute(f"ANALYZE {table}")

@@ -75,7 +75,8 @@ def fresh_tables() -> None:
     call_command("migrate", verbosity=0)
     with connection.cursor() as cursor:
         cursor.execute(
-            "TRUNCATE jobs_job, jobs_worker, jobs_event, jobs_attempt, jobs_step, jobs_minutestat CASCADE"
+            "TRUNCATE jobs_job, jobs_worker, jobs_event, jobs_attempt, jobs_step, jobs_minutestat, jobs_hourstat"
+            " CASCADE"
         )
     queries.ensure_partitions()
 

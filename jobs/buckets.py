@@ -1,6 +1,7 @@
 """The minute buckets behind the overview: workers append a row a batch, and each minute these become one.
 
-Without it an hour of a busy queue is some hundred thousand rows, which every look at the overview would add up.
+Without it an hour of a busy queue is some hundred thousand rows, which every look at the overview would add up. Hours
+that are over become rows of their own, for windows of a day and more.
 """
 
 from django.db import connection
@@ -47,6 +48,39 @@ SELECT total.minute, total.project_id, total.agent_id, total.queue, total.outcom
 """
 
 
+# From the hour before the last one that is there, which late minutes may have reached since; all that a window can
+# show where none is.
+FOLD_HOURS = """
+WITH folded AS (
+    SELECT coalesce(max(hour) - interval '1 hour', statement_timestamp() - make_interval(days => %(days)s)) AS since
+      FROM jobs_hourstat
+), minutes AS (
+    SELECT date_trunc('hour', minute) AS hour, outcome, error_code, count, wait_histogram, run_histogram
+      FROM jobs_minutestat
+     WHERE minute >= (SELECT date_trunc('hour', since) FROM folded)
+       AND minute < date_trunc('hour', statement_timestamp())
+), summed AS (
+    SELECT hour, outcome, error_code, place, sum(wait) AS wait, sum(run) AS run
+      FROM minutes, unnest(wait_histogram, run_histogram) WITH ORDINALITY AS bucket (wait, run, place)
+     GROUP BY 1, 2, 3, 4
+), histograms AS (
+    SELECT hour, outcome, error_code, array_agg(wait ORDER BY place)::bigint[] AS waits,
+           array_agg(run ORDER BY place)::bigint[] AS runs
+      FROM summed GROUP BY 1, 2, 3
+), totals AS (
+    SELECT hour, outcome, error_code, sum(count) AS count FROM minutes GROUP BY 1, 2, 3
+)
+INSERT INTO jobs_hourstat AS stat (hour, outcome, error_code, count, wait_histogram, run_histogram)
+SELECT hour, outcome, error_code, count, waits, runs
+  FROM totals JOIN histograms USING (hour, outcome, error_code)
+ ORDER BY hour, outcome, error_code
+    ON CONFLICT (hour, outcome, error_code) DO UPDATE
+   SET count = excluded.count, wait_histogram = excluded.wait_histogram, run_histogram = excluded.run_histogram
+ WHERE stat.count <> excluded.count
+"""
+LONGEST_WINDOW_DAYS = 8
+
+
 def fold() -> int:
     """Add up the rows of each past minute that say the same; how many remain of them.
 
@@ -57,10 +91,18 @@ def fold() -> int:
         return int(cursor.rowcount)
 
 
+def fold_hours() -> int:
+    """Add up the hours that are over and were not yet, or have changed since; how many rows these became."""
+    with connection.cursor() as cursor:
+        cursor.execute(FOLD_HOURS, {"days": LONGEST_WINDOW_DAYS})
+        return int(cursor.rowcount)
+
+
 def forget() -> None:
     """Delete what is older than anybody asks for."""
     with connection.cursor() as cursor:
-        cursor.execute(
-            "DELETE FROM jobs_minutestat WHERE minute < statement_timestamp() - make_interval(days => %s)",
-            [KEPT_DAYS],
-        )
+        for table, moment in (("jobs_minutestat", "minute"), ("jobs_hourstat", "hour")):
+            cursor.execute(
+                f"DELETE FROM {table} WHERE {moment} < statement_timestamp() - make_interval(days => %s)",  # noqa: S608 (constants)
+                [KEPT_DAYS],
+            )

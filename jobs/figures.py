@@ -1,7 +1,7 @@
-"""Figures about the installation as it is now and in the last hour. Nothing here counts history.
+"""Figures about the installation as it is now and in the last hour, day or week. Nothing here counts history.
 
-Numbers over time come from the minute buckets; states now from indexes that hold unfinished jobs, each count capped,
-so that a million queued jobs cost what ten thousand do.
+Numbers over time come from the minute buckets and the hours that these are added up to; states now from indexes that
+hold unfinished jobs, each count capped, so that a million queued jobs cost what ten thousand do.
 """
 
 import shutil
@@ -26,7 +26,6 @@ UNFINISHED = (
 )
 # A count that reaches this is shown as "10,000+".
 MOST_COUNTED = 10_000
-WINDOW_MINUTES = 60
 
 OLDEST_QUEUED = """
 SELECT first.id, greatest(first.created_at, first.run_at)
@@ -39,28 +38,34 @@ SELECT first.id, greatest(first.created_at, first.run_at)
  ORDER BY 2 LIMIT 1
 """
 
-MINUTES = """
-SELECT minute, outcome, error_code <> '', sum(count)
-  FROM jobs_minutestat
- WHERE minute > date_trunc('minute', statement_timestamp()) - make_interval(mins => %(minutes)s)
- GROUP BY 1, 2, 3
+# What the figures of a window are summed from: its minutes, or its hours and the minutes that are in none yet.
+BY_MINUTE = """
+WITH stats AS (
+    SELECT minute AS at, outcome, error_code, count, wait_histogram AS waits, run_histogram AS runs
+      FROM jobs_minutestat WHERE minute >= %(since)s
+)
+"""
+BY_HOUR = """
+WITH stats AS (
+    SELECT hour AS at, outcome, error_code, count, wait_histogram AS waits, run_histogram AS runs
+      FROM jobs_hourstat WHERE hour >= %(since)s
+    UNION ALL
+    SELECT date_trunc('hour', minute), outcome, error_code, count, wait_histogram, run_histogram
+      FROM jobs_minutestat
+     WHERE minute >= greatest(%(since)s, (SELECT max(hour) + interval '1 hour' FROM jobs_hourstat))
+)
 """
 
+COUNTS = "SELECT at, outcome, error_code <> '', sum(count) FROM stats GROUP BY 1, 2, 3"
+
 HISTOGRAMS = """
-SELECT bucket, sum(wait.n), sum(run.n)
-  FROM jobs_minutestat AS stat,
-       unnest(stat.wait_histogram) WITH ORDINALITY AS wait (n, bucket)
-  JOIN LATERAL unnest(stat.run_histogram) WITH ORDINALITY AS run (n, bucket) USING (bucket)
- WHERE minute > date_trunc('minute', statement_timestamp()) - make_interval(mins => %(minutes)s)
- GROUP BY bucket ORDER BY bucket
+SELECT place, sum(wait), sum(run)
+  FROM stats, unnest(waits, runs) WITH ORDINALITY AS bucket (wait, run, place)
+ GROUP BY place ORDER BY place
 """
 
 ERROR_CODES = """
-SELECT error_code, sum(count)
-  FROM jobs_minutestat
- WHERE error_code <> ''
-   AND minute > date_trunc('minute', statement_timestamp()) - make_interval(mins => %(minutes)s)
- GROUP BY error_code ORDER BY 2 DESC, 1 LIMIT 5
+SELECT error_code, sum(count) FROM stats WHERE error_code <> '' GROUP BY error_code ORDER BY 2 DESC, 1 LIMIT 5
 """
 
 WORKERS = """
@@ -72,8 +77,35 @@ SELECT count(*), coalesce(sum(slots), 0), coalesce(sum(running), 0),
 
 
 @dataclass(frozen=True)
-class Minute:
-    """What ended in one minute."""
+class Window:
+    """A length of time to look back on, and the slots that it is drawn in."""
+
+    name: str  # as `ended` of the list of jobs has it
+    words: str
+    slot: timedelta
+    slots: int
+    source: str
+
+    def first(self, now: datetime) -> datetime:
+        """The beginning of the oldest slot; the newest one has begun and goes on."""
+        fields = {"second": 0, "microsecond": 0} | ({"minute": 0} if self.slot >= timedelta(hours=1) else {})
+        return now.replace(**fields) - self.slot * (self.slots - 1)  # type: ignore[arg-type]  # numbers all
+
+
+WINDOWS = {
+    window.name: window
+    for window in (
+        Window("1h", "hour", timedelta(minutes=1), 60, BY_MINUTE),
+        Window("24h", "day", timedelta(hours=1), 24, BY_HOUR),
+        Window("7d", "week", timedelta(hours=1), 7 * 24, BY_HOUR),
+    )
+}
+HOUR = WINDOWS["1h"]
+
+
+@dataclass(frozen=True)
+class Slot:
+    """What ended in one minute or hour."""
 
     at: datetime
     completed: int = 0
@@ -86,10 +118,11 @@ class Minute:
 
 
 @dataclass(frozen=True)
-class Hour:
-    """The last hour, minute by minute, oldest first. Times in milliseconds, None where nothing ran."""
+class Past:
+    """A window, slot by slot, oldest first. Times in milliseconds, None where nothing ran."""
 
-    minutes: Sequence[Minute]
+    window: Window
+    slots: Sequence[Slot]
     retried: int
     lost: int
     wait_p50: float | None
@@ -101,12 +134,12 @@ class Hour:
     @property
     def completed(self) -> int:
         """Jobs that reached their result."""
-        return sum(minute.completed for minute in self.minutes)
+        return sum(slot.completed for slot in self.slots)
 
     @property
     def failed(self) -> int:
         """Jobs that failed for good."""
-        return sum(minute.failed for minute in self.minutes)
+        return sum(slot.failed for slot in self.slots)
 
     @property
     def success(self) -> float | None:
@@ -151,15 +184,15 @@ class Figures:
     oldest_queued: tuple[UUID, datetime] | None
     open_questions: int
     oldest_question: datetime | None
-    hour: Hour
+    past: Past
     workers: Workers
     today: Used
     room: Room
     failures: Sequence[Job] = field(default_factory=list)
 
 
-def figures() -> Figures:
-    """All of it, as of now."""
+def figures(window: Window = HOUR) -> Figures:
+    """All of it, as of now, and looking back on `window`."""
     now = _row("SELECT statement_timestamp()")[0]
     oldest = _rows(OLDEST_QUEUED)
     questions = Question.objects.open()
@@ -170,7 +203,7 @@ def figures() -> Figures:
         oldest_queued=oldest[0] if oldest else None,
         open_questions=open_questions(),
         oldest_question=first,
-        hour=hour(now),
+        past=past(window, now),
         workers=Workers(*_row(WORKERS)),
         today=usage.of_today(),
         room=room(),
@@ -209,34 +242,35 @@ def newest_in(status: str, *, limit: int) -> list[Job]:
     )
 
 
-def hour(now: datetime) -> Hour:
-    """The last WINDOW_MINUTES minutes from their buckets."""
-    window = {"minutes": WINDOW_MINUTES}
+def past(window: Window, now: datetime) -> Past:
+    """A window from its buckets."""
+    first = window.first(now)
     completed: dict[datetime, int] = {}
     failed: dict[datetime, int] = {}
     retried = lost = 0
-    for minute, outcome, is_final_failure, count in _rows(MINUTES, **window):
+    for at, outcome, is_final_failure, count in _rows(window.source + COUNTS, since=first):
         if outcome == "completed":
-            completed[minute] = completed.get(minute, 0) + count
+            completed[at] = completed.get(at, 0) + int(count)
         elif is_final_failure:
-            failed[minute] = failed.get(minute, 0) + count
+            failed[at] = failed.get(at, 0) + int(count)
         elif outcome == "failed":
-            retried += count
+            retried += int(count)
         elif outcome == "lost":
-            lost += count
-    first = now.replace(second=0, microsecond=0) - timedelta(minutes=WINDOW_MINUTES - 1)
-    minutes = [first + timedelta(minutes=n) for n in range(WINDOW_MINUTES)]
-    buckets = _rows(HISTOGRAMS, **window)
-    waits, runs = [int(row[1]) for row in buckets], [int(row[2]) for row in buckets]
-    return Hour(
-        minutes=[Minute(at, completed.get(at, 0), failed.get(at, 0)) for at in minutes],
+            lost += int(count)
+    moments = [first + window.slot * n for n in range(window.slots)]
+    histograms = _rows(window.source + HISTOGRAMS, since=first)
+    waits, runs = [int(row[1]) for row in histograms], [int(row[2]) for row in histograms]
+    errors = _rows(window.source + ERROR_CODES, since=first)
+    return Past(
+        window=window,
+        slots=[Slot(at, completed.get(at, 0), failed.get(at, 0)) for at in moments],
         retried=retried,
         lost=lost,
         wait_p50=quantile(waits, 0.5),
         wait_p95=quantile(waits, 0.95),
         run_p50=quantile(runs, 0.5),
         run_p95=quantile(runs, 0.95),
-        error_codes=[(code, int(count)) for code, count in _rows(ERROR_CODES, **window)],
+        error_codes=[(code, int(count)) for code, count in errors],
     )
 
 

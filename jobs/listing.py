@@ -14,6 +14,7 @@ from django.db import connection
 
 from agents.models import AgentVersion
 from apikeys.models import Project
+from jobs import usage
 from jobs.models import Job
 
 BY_ERROR = """
@@ -40,8 +41,14 @@ SELECT found.id
 # What is read is what ended within that time, however many ended before.
 ENDED = """
 SELECT id FROM jobs_job AS job
- WHERE job.finished_at > statement_timestamp() - make_interval(secs => %(seconds)s) {narrow}
+ WHERE TRUE {narrow}
  ORDER BY job.finished_at DESC LIMIT %(reach)s
+"""
+
+USED = """
+SELECT id FROM jobs_job AS job
+ WHERE id IN ({used}) {narrow}
+ ORDER BY id DESC LIMIT %(reach)s
 """
 
 # By project, because the index of states begins with it: a state of a project is then one range of it.
@@ -69,11 +76,12 @@ class Wanted:
     agent: str = ""  # slug
     error_code: str = ""  # of jobs that failed
     ended_within: timedelta | None = None
+    has_used_today: bool = False  # a model, since midnight (UTC)
 
     @property
     def is_plain(self) -> bool:
         """Whether the order of ids alone finds them: no filter, or a project's."""
-        return not (self.status or self.agent or self.error_code or self.ended_within)
+        return not (self.status or self.agent or self.error_code or self.ended_within or self.has_used_today)
 
 
 def newest(wanted: Wanted, *, reach: int) -> list[UUID]:
@@ -86,9 +94,15 @@ def newest(wanted: Wanted, *, reach: int) -> list[UUID]:
     if wanted.agent:
         versions = AgentVersion.objects.filter(agent__slug=wanted.agent).order_by("-id")
         params["versions"] = list(versions.values_list("id", flat=True)[:MOST_VERSIONS])
-    sql = _ended(wanted, narrow) if wanted.ended_within else _by_index(wanted, narrow)
     if wanted.ended_within:
         params["seconds"] = wanted.ended_within.total_seconds()
+        narrow += " AND job.finished_at > statement_timestamp() - make_interval(secs => %(seconds)s)"
+    if wanted.has_used_today:
+        sql = USED.format(used=usage.JOBS_OF_TODAY, narrow=narrow + _of_rows(wanted))
+    elif wanted.ended_within:
+        sql = ENDED.format(narrow=narrow + _of_rows(wanted))
+    else:
+        sql = _by_index(wanted, narrow)
     with connection.cursor() as cursor:
         cursor.execute(sql, params)
         return [row[0] for row in cursor.fetchall()]
@@ -121,11 +135,11 @@ def _branch(wanted: Wanted, status: str, narrow: str) -> str:
     return IN_STATE.format(source=source, key=key, status=Job.Status(status).value, narrow=narrow)
 
 
-def _ended(wanted: Wanted, narrow: str) -> str:
-    """By when they ended."""
+def _of_rows(wanted: Wanted) -> str:
+    """The other filters, as conditions on rows that are read anyway."""
     state = f" AND job.status = '{Job.Status(wanted.status).value}'" if wanted.status else ""
     error = " AND job.error ->> 'code' = %(error)s" if wanted.error_code else ""
-    return ENDED.format(narrow=state + error + narrow + _of_agent(wanted))
+    return state + error + _of_agent(wanted)
 
 
 def _of_agent(wanted: Wanted) -> str:

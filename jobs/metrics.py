@@ -65,7 +65,7 @@ def metrics() -> dict[str, Any]:
         cursor.execute(UNFINISHED, {"statuses": list(figures.UNFINISHED)})
         counts = dict(cursor.fetchall())
     now = figures.figures()
-    hour = now.hour
+    hour = now.past
     return {
         "at": instant(now.now),
         "jobs": {status.value: counts.get(status.value, 0) for status in figures.UNFINISHED},
@@ -86,7 +86,7 @@ def metrics() -> dict[str, Any]:
             "success": hour.success,
             "last_minutes": [
                 {"at": instant(minute.at), "completed": minute.completed, "failed": minute.failed}
-                for minute in hour.minutes[-15:]
+                for minute in hour.slots[-15:]
             ],
             "wait_ms": {"p50": hour.wait_p50, "p95": hour.wait_p95},
             "run_ms": {"p50": hour.run_p50, "p95": hour.run_p95},

@@ -574,6 +574,21 @@ class MinuteStat(models.Model):
         return f"{self.minute} {self.outcome} {self.count}"
 
 
+class HourStat(models.Model):
+    """The minute buckets of a whole hour, added up by `jobs.buckets`: for windows of a day and more."""
+
+    pk = models.CompositePrimaryKey("hour", "outcome", "error_code")
+    hour = models.DateTimeField()
+    outcome = models.TextField()
+    error_code = models.TextField(default="")
+    count = models.BigIntegerField()
+    wait_histogram = ArrayField(models.BigIntegerField())  # counts per bucket of MinuteStat.HISTOGRAM_MS
+    run_histogram = ArrayField(models.BigIntegerField())
+
+    def __str__(self) -> str:
+        return f"{self.hour} {self.outcome} {self.count}"
+
+
 class SandboxBudget(models.Model):
     """What a provider allows all workers together. Whoever holds the row decides alone (`sandboxes/e2b/budget.py`)."""
 

@@ -137,15 +137,15 @@ def of_agent(agent_id: UUID, *, days: int = 30) -> list[VersionUsage]:
         return [VersionUsage(number, jobs, Used(*sums)) for number, jobs, *sums in cursor.fetchall()]
 
 
+_TODAY = "at >= date_trunc('day', statement_timestamp() AT TIME ZONE 'UTC') AT TIME ZONE 'UTC'"
+# The jobs that have used something since midnight (UTC).
+JOBS_OF_TODAY = f"SELECT job_id FROM jobs_usage WHERE {_TODAY}"  # noqa: S608 (a constant)
+
+
 def of_today() -> Used:
     """What all jobs have used since midnight (UTC)."""
     with connection.cursor() as cursor:
-        cursor.execute(
-            f"""
-            SELECT {_SUMS} FROM jobs_usage
-             WHERE at >= date_trunc('day', statement_timestamp() AT TIME ZONE 'UTC') AT TIME ZONE 'UTC'
-            """  # noqa: S608 (a constant)
-        )
+        cursor.execute(f"SELECT {_SUMS} FROM jobs_usage WHERE {_TODAY}")  # noqa: S608 (a constant)
         return Used(*cursor.fetchone())
 
 

@@ -585,6 +585,7 @@ class Incarnation:
                 if time.monotonic() >= minute:
                     await self._in_database(keys.sweep)
                     await self._in_database(buckets.fold)
+                    await self._in_database(buckets.fold_hours)
                     minute = time.monotonic() + 60
                 if time.monotonic() >= hour:
                     await self._in_database(queries.ensure_partitions)

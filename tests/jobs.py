@@ -165,6 +165,7 @@ def forget_everything() -> None:
         "step",
         "attempt",
         "minutestat",
+        "hourstat",
         "artifact",
         "inputfile",
         "question",

@@ -114,10 +114,10 @@ def test_the_overview_counts_states_and_questions_now(browser: Client) -> None:
 def test_the_overview_counts_what_ended_in_the_last_hour(browser: Client) -> None:
     completed()
 
-    hour = browser.get("/admin/").context["figures"].hour
+    hour = browser.get("/admin/").context["figures"].past
 
     assert (hour.completed, hour.failed, hour.success) == (1, 0, 1.0)
-    assert hour.minutes[-1].total + hour.minutes[-2].total == 1
+    assert hour.slots[-1].total + hour.slots[-2].total == 1
     assert hour.run_p50 is not None
 
 
@@ -150,11 +150,11 @@ def test_minutes_that_are_over_are_added_up(browser: Client) -> None:
         MinuteStat.objects.create(
             **row, outcome=outcome, count=3, wait_ms=10, run_ms=20, wait_histogram=waits, run_histogram=[3, 0]
         )
-    before = browser.get("/admin/").context["figures"].hour
+    before = browser.get("/admin/").context["figures"].past
 
     assert buckets.fold() == 1
 
-    after = browser.get("/admin/").context["figures"].hour
+    after = browser.get("/admin/").context["figures"].past
     folded = MinuteStat.objects.get(minute=minute, outcome="completed")
     assert (folded.count, folded.wait_ms, folded.run_ms) == (6, 20, 40)
     assert (folded.wait_histogram, folded.run_histogram) == ([1, 7], [6, 0])
@@ -162,12 +162,61 @@ def test_minutes_that_are_over_are_added_up(browser: Client) -> None:
     assert buckets.fold() == 0
 
 
+def test_the_overview_looks_back_a_day_and_a_week_on_hours(browser: Client) -> None:
+    job = completed()  # in a minute of the hour that goes on
+    hour = timezone.now().replace(minute=0, second=0, microsecond=0)
+    for ago, code in ((hour - timedelta(hours=3), ""), (hour - timedelta(days=3), "timeout")):
+        for minute in (1, 59):
+            MinuteStat.objects.create(
+                minute=ago + timedelta(minutes=minute),
+                project=job.project,
+                queue="default",
+                outcome="failed" if code else "completed",
+                error_code=code,
+                count=2,
+                wait_ms=0,
+                run_ms=0,
+                wait_histogram=[2, 0],
+                run_histogram=[0, 2],
+            )
+
+    def seen(window: str) -> tuple[int, int, int]:
+        past = browser.get(f"/admin/?window={window}").context["figures"].past
+        return len(past.slots), past.completed, past.failed
+
+    unfolded = [seen(window) for window in ("24h", "7d")]
+    assert unfolded == [(24, 5, 0), (168, 5, 4)]
+    assert (buckets.fold_hours(), buckets.fold_hours()) == (2, 0)
+    assert [seen(window) for window in ("24h", "7d")] == unfolded
+    page = browser.get("/admin/?window=7d")
+    assert "?error=timeout&amp;ended=7d" in page.text
+    assert page.context["figures"].past.run_p95 is not None
+
+    MinuteStat.objects.filter(minute__gt=hour - timedelta(hours=4), outcome="completed").update(count=10)
+    buckets.fold_hours()  # a minute of the last hour that was added up came late
+    assert seen("24h")[1] == 30
+    assert seen("nonsense")[0] == 60
+
+
+def test_tokens_of_today_lead_to_the_jobs_that_used_them(browser: Client) -> None:
+    idle, busy = completed(), completed()
+    used = {"project_id": busy.project_id, "agent_version_id": busy.agent_version_id, "input_tokens": 1}
+    Usage.objects.create(job_id=busy.id, key="a", at=timezone.now(), **used)
+    Usage.objects.create(job_id=idle.id, key="a", at=timezone.now() - timedelta(days=2), **used)
+
+    assert "?used=today" in browser.get("/admin/").text
+    for query in ("used=today", "used=today&status=completed", "used=today&q=do"):
+        page = browser.get(f"/admin/jobs/job/?{query}")
+        assert [job.id for job in page.context["cl"].result_list] == [busy.id], query
+    assert not browser.get("/admin/jobs/job/?used=today&status=failed").context["cl"].result_list
+
+
 def test_the_overview_refreshes_by_parts(browser: Client) -> None:
     make_job()
 
     answer = browser.get("/admin/jobs/job/overview/").json()
 
-    assert set(answer["parts"]) == {"overview-now", "overview-hour", "overview-attention"}
+    assert set(answer["parts"]) == {"overview-now", "overview-past", "overview-attention"}
     assert 'data-figure="queued">1<' in answer["parts"]["overview-now"]
     assert "<html" not in answer["parts"]["overview-now"]
 

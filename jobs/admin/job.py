@@ -105,13 +105,13 @@ class JobAdmin(ListAdmin):
                 "label": label,
                 "count": counts.get(value),
                 "is_chosen": value == chosen,
-                "query": changelist.get_query_string({"status": value}, ["p", "error", "ended"]),
+                "query": changelist.get_query_string({"status": value}, ["p", "error", "ended", "used"]),
             }
             for value, label in STATES
         ]
         return {
             "states": states,
-            "all_query": changelist.get_query_string(remove=["status", "p", "error", "ended"]),
+            "all_query": changelist.get_query_string(remove=["status", "p", "error", "ended", "used"]),
             "chosen": {name: request.GET.get(name, "") for name in PARAMETERS},
             "is_filtered": any(request.GET.get(name) for name in PARAMETERS),
             "query": canonical(request.GET),

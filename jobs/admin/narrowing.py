@@ -7,17 +7,18 @@ from urllib.parse import urlencode
 from uuid import UUID
 
 from django.db.models import Q, QuerySet
+from django.db.models.expressions import RawSQL
 from django.http import HttpRequest
 
 from engine.dashboard.lists import ParameterFilter
-from jobs import listing
+from jobs import listing, usage
 from jobs.listing import Wanted
 from jobs.models import Job
 
 # Words are looked for in this many of the newest jobs: no index serves them, and a search has to end.
 SEARCHED = 20_000
 PERIODS = {"1h": timedelta(hours=1), "24h": timedelta(hours=24), "7d": timedelta(days=7)}
-PARAMETERS = ("status", "project", "agent", "error", "ended", "q")
+PARAMETERS = ("status", "project", "agent", "error", "ended", "used", "q")
 
 
 def canonical(parameters: Mapping[str, Any]) -> str:
@@ -34,6 +35,7 @@ def wanted(parameters: Mapping[str, Any]) -> Wanted:
         agent=parameters.get("agent", ""),
         error_code=parameters.get("error", ""),
         ended_within=PERIODS.get(parameters.get("ended", "")),
+        has_used_today=parameters.get("used") == "today",
     )
 
 
@@ -77,6 +79,8 @@ def _conditions(asked: Wanted) -> Q:
         conditions &= Q(status=Job.Status.FAILED, error__code=asked.error_code)
     if asked.ended_within:
         conditions &= Q(finished_at__gt=listing.ago(asked.ended_within))
+    if asked.has_used_today:
+        conditions &= Q(id__in=RawSQL(usage.JOBS_OF_TODAY, []))  # noqa: S611 (a constant)
     return conditions
 
 
