@@ -4,7 +4,7 @@ BIN := .venv/bin
 LOCK := $(BIN)/uv pip compile --universal --generate-hashes --no-header --python-version 3.11 --quiet
 export PYTHON
 
-.PHONY: run install test lint bench lock chaos drain guards walk drill-people
+.PHONY: run install test lint bench lock chaos drain guards walk drill-people prove-images lint-deploy
 
 run:
 	@requirements/install runtime
@@ -38,6 +38,7 @@ lock:
 	$(LOCK) requirements/bubblewrap.in -o requirements/bubblewrap.lock
 	$(LOCK) requirements/uv.in -o requirements/uv.lock
 	$(LOCK) requirements/peers.in -o requirements/peers.lock
+	$(LOCK) requirements/lint.in -o requirements/lint.lock
 
 # Drills: docs/chaos.md says what they count. Their load and their faults are options, here with their defaults.
 JOBS ?= 6000
@@ -72,3 +73,14 @@ drill-people:
 	@requirements/install test
 	@$(BIN)/python manage.py build_runtime
 	@exec $(BIN)/python -m drills.people
+
+# Both images, step by step in bare Debian trees, and a job through them. As root, with debootstrap; says so if it cannot.
+prove-images:
+	@requirements/install test
+	@exec $(BIN)/python -m drills.images $(if $(FOLDER),--folder $(FOLDER))
+
+lint-deploy:
+	@requirements/install test
+	@test -x .venv-lint/bin/python || $(BIN)/uv venv --quiet --python $(BIN)/python .venv-lint
+	@$(BIN)/uv pip install --quiet --require-hashes --python .venv-lint/bin/python -r requirements/lint.lock
+	@deploy/lint .venv-lint/bin

@@ -275,7 +275,8 @@ if ENGINE_S3_BUCKET:
         },
     }
 STATIC_URL = "/static/"
-STATIC_ROOT = ENGINE_HOME / "static"  # filled by collectstatic, which production needs
+# Filled by collectstatic, which production needs; an image brings it along, where no volume hides it.
+STATIC_ROOT = folder("ENGINE_STATIC_DIR", ENGINE_HOME / "static")
 make_private(STATIC_ROOT)
 STATICFILES_DIRS = [BASE_DIR / "static"]
 # Served from where they lie, so that a fresh checkout needs no collectstatic.

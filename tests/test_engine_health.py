@@ -37,6 +37,14 @@ def test_jobs_can_run_once_a_live_worker_has_a_sandbox(client: Client):
 
 
 @pytest.mark.django_db
+def test_a_balancer_can_ask_without_the_workers(client: Client):
+    answer = client.get("/health/ready?without=workers")
+
+    assert answer.status_code == 200
+    assert "workers" not in answer.json()["parts"]
+
+
+@pytest.mark.django_db
 @pytest.mark.parametrize(
     ("worker", "remedy"),
     [

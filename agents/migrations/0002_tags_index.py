@@ -1,8 +1,9 @@
 """An index for discovery among the agents of some tags."""
 
 from django.contrib.postgres.indexes import GinIndex
-from django.contrib.postgres.operations import AddIndexConcurrently
 from django.db import migrations
+
+from engine.indexes import BuildIndex
 
 
 class Migration(migrations.Migration):
@@ -11,5 +12,5 @@ class Migration(migrations.Migration):
     dependencies = [("agents", "0001_agents_and_versions")]
 
     operations = [
-        AddIndexConcurrently("agentversion", GinIndex(fields=["tags"], name="agentversion_tags_idx")),
+        BuildIndex("agentversion", GinIndex(fields=["tags"], name="agentversion_tags_idx")),
     ]

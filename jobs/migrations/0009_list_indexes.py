@@ -1,6 +1,7 @@
-from django.contrib.postgres.operations import AddIndexConcurrently
 from django.db import migrations, models
 from django.db.models.fields.json import KeyTextTransform
+
+from engine.indexes import BuildIndex
 
 
 class Migration(migrations.Migration):
@@ -12,7 +13,7 @@ class Migration(migrations.Migration):
     ]
 
     operations = [
-        AddIndexConcurrently(
+        BuildIndex(
             model_name="job",
             index=models.Index(
                 models.F("agent_version"),
@@ -22,7 +23,7 @@ class Migration(migrations.Migration):
                 name="job_agent_list_idx",
             ),
         ),
-        AddIndexConcurrently(
+        BuildIndex(
             model_name="job",
             index=models.Index(
                 KeyTextTransform("code", "error"),

@@ -1,5 +1,6 @@
-from django.contrib.postgres.operations import AddIndexConcurrently
 from django.db import migrations, models
+
+from engine.indexes import BuildIndex
 
 
 class Migration(migrations.Migration):
@@ -9,7 +10,7 @@ class Migration(migrations.Migration):
     dependencies = [("jobs", "0009_list_indexes")]
 
     operations = [
-        AddIndexConcurrently(
+        BuildIndex(
             model_name="usage",
             index=models.Index(fields=["agent_version_id", "at"], name="usage_agent_idx"),
         )
