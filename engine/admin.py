@@ -21,6 +21,7 @@ from unfold.widgets import (  # type: ignore[import-untyped]  # unfold ships no 
 from apikeys.services import audit
 from engine.dashboard.access import acting_as
 from engine.dashboard.login import LoginForm
+from engine.templatetags.dashboard import at, when
 
 if TYPE_CHECKING:
     from django.contrib.admin import ModelAdmin
@@ -69,7 +70,15 @@ class UserAdmin(Audited, DjangoUserAdminOfUser, UnfoldAdmin):
     form = UserChangeForm
     add_form = UserCreationForm
     change_password_form = AdminPasswordChangeForm
-    list_display = ("username", "email", "roles", "is_staff", "is_superuser", "last_login")
+    list_display = ("username", "email", "roles", "is_staff", "is_superuser", "last_seen")
+    list_filter = ()  # people are few, and found by their names
+    readonly_fields = ("joined", "last_seen")
+    fieldsets = (
+        (None, {"fields": ("username", "password")}),
+        ("Person", {"fields": ("first_name", "last_name", "email")}),
+        ("Rights", {"fields": ("is_active", "is_staff", "is_superuser", "groups", "user_permissions")}),
+        ("Times", {"fields": ("joined", "last_seen")}),
+    )
     list_fullwidth = True
     compressed_fields = True
     # Django's own two-box chooser cannot be used with a screen reader.
@@ -92,6 +101,16 @@ class UserAdmin(Audited, DjangoUserAdminOfUser, UnfoldAdmin):
     def roles(self, person: User) -> str:
         """The names of the roles this person has."""
         return ", ".join(group.name for group in person.groups.all()) or "–"
+
+    @admin.display(description="Last signed in")
+    def last_seen(self, person: User) -> str:
+        """When this person signed in last, in the viewer's zone."""
+        return when(person.last_login)
+
+    @admin.display(description="Here since")
+    def joined(self, person: User) -> str:
+        """When this person was made."""
+        return at(person.date_joined)
 
 
 @admin.register(Group)

@@ -317,7 +317,7 @@ def handler500(request: HttpRequest) -> HttpResponse:
     error = (as_engine_error(exc) if exc else None) or InternalError()
     if _is_api(request):
         return problem(error, request)
-    page = defaults.server_error(request)
+    page = defaults.server_error(request, "503.html" if isinstance(error, Unavailable) else "500.html")
     if isinstance(error, Unavailable):
         page.status_code = error.status
         for name, value in error.headers.items():

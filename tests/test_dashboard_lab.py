@@ -7,7 +7,8 @@ from django.test import Client
 
 from agents import services
 from agents.models import Agent
-from tests.agents import make_card, make_noop, register_all, staff, words  # noqa: F401  (a fixture)
+from jobs.models import Job
+from tests.agents import make_card, make_noop, member, register_all, staff, words  # noqa: F401  (a fixture)
 from tests.dashboard import make_person, signed_in
 from tests.factories import make_project
 
@@ -98,3 +99,62 @@ def test_odd_input_comes_back(browser: Client) -> None:
     assert found(browser, "x" * 9000).status_code == 422
     assert found(browser, "a\x00b").status_code == 422
     assert found(browser, "x", project="nobody").status_code == 422
+
+
+# --- the form of a new job ---
+
+FORESEE = "/admin/jobs/job/new/foresee/"
+
+
+def test_the_form_of_a_new_job_says_who_would_do_it_and_submits_nothing(browser: Client) -> None:
+    charts, mail = make_noop("charts", "Draws a bar chart of a table"), make_noop("mail", "Sorts letters")
+    register_all(staff(), [charts, mail])
+    form = {"task": "Draw a bar chart of this table", "project": make_project().slug}
+
+    seen = browser.post(FORESEE, form)
+
+    assert "Engine would take" in seen.text
+    assert "charts@1" in seen.text
+    assert not Job.objects.exists()
+    browser.post("/admin/jobs/job/new/", form | {"priority": "normal"})
+    job = Job.objects.get()
+    assert job.agent_version is not None
+    assert job.agent_version.agent.slug == "charts"  # as was foreseen
+    assert browser.post(FORESEE, form | {"task": " "}).content == b""
+    assert browser.post(FORESEE, form | {"project": "gone"}).content == b""
+
+
+@pytest.mark.parametrize(
+    ("on_weak_match", "confidence", "said", "status"),
+    [
+        ("ask", 0.85, "the job would ask", "waiting_for_input"),
+        ("reject", 0.85, "would be rejected", "rejected"),
+        ("run", 0.1, "would be rejected", "rejected"),
+    ],
+)
+def test_what_is_foreseen_follows_the_projects_settings_and_so_does_the_job(
+    browser: Client,
+    monkeypatch: pytest.MonkeyPatch,
+    on_weak_match: str,
+    confidence: float,
+    said: str,
+    status: str,
+) -> None:
+    register_all(staff(), [make_noop("charts", "Draws charts")])
+    monkeypatch.setattr("agents.calibration.Yardstick.confidence", lambda *_: confidence)
+    form = {"task": "Draw a chart", "project": make_project(on_weak_match=on_weak_match).slug}
+
+    assert said in browser.post(FORESEE, form).text
+    browser.post("/admin/jobs/job/new/", form | {"priority": "normal"})
+    assert Job.objects.get().status == status
+
+
+def test_a_job_of_a_project_is_not_given_to_another_projects_agent(browser: Client) -> None:
+    acme, globex = make_project("acme"), make_project("globex")
+    services.register(member(globex), make_card(slug="charts", description="Draws charts"))
+    form = {"task": "Draws charts", "project": acme.slug, "priority": "normal"}
+
+    assert "would be rejected" in browser.post(FORESEE, form).text
+    browser.post("/admin/jobs/job/new/", form)
+
+    assert Job.objects.get().status == "rejected"

@@ -467,3 +467,28 @@ def test_pages_let_no_inline_script_run(browser: Client) -> None:
         policy = reply.headers["Content-Security-Policy"]
         scripts = next(part for part in policy.split(";") if part.strip().startswith("script-src"))
         assert "'unsafe-inline'" not in scripts
+
+
+def test_refusals_say_what_happened_and_where_to_go() -> None:
+    viewer = signed_in(make_person("vera", "jobs.view_job"))
+
+    missing, forbidden = viewer.get(f"/admin/jobs/job/{uuid4()}/"), viewer.get("/admin/apikeys/apikey/")
+
+    assert (missing.status_code, forbidden.status_code) == (404, 403)
+    assert "There is nothing at this address" in missing.text
+    assert "Your account may not see this" in forbidden.text
+    assert 'href="/admin/"' in forbidden.text
+    strict = Client(enforce_csrf_checks=True)
+    strict.force_login(make_person("ann"))
+    assert "The form was not accepted" in strict.post("/admin/jobs/job/new/", {}).text
+
+
+def test_whoever_may_not_answer_still_sees_what_is_to_be_approved() -> None:
+    details = {"action": "refund", "arguments": {"amount": 119.5}, "allowed": ["approve", "edit"]}
+    job = asking(None, {"kind": "approval", "schema": {}, "details": details})
+    viewer = signed_in(make_person("vera", "jobs.view_job", "jobs.view_question"))
+
+    for address in (f"/admin/jobs/job/{job.id}/", "/admin/jobs/question/"):
+        page = viewer.get(address).text
+        assert "119.5" in page
+        assert "not answer them" in page

@@ -51,6 +51,7 @@ class JobAdmin(ListAdmin):
             path("views/", own(saved_views.save), name="jobs_job_view_save"),
             path("views/<int:view_id>/forget/", own(saved_views.forget), name="jobs_job_view_forget"),
             path("new/", own(new_job.new_job), name="jobs_job_new"),
+            path("new/foresee/", own(new_job.foresee), name="jobs_job_foresee"),
             path("try/<uuid:agent_id>/", own(trying.try_agent), name="jobs_agent_try"),
             path("trials/<uuid:job_id>/", own(trying.trial), name="jobs_trial"),
             path("trials/<uuid:job_id>/stop/", own(trying.stop_trial), name="jobs_trial_stop"),

@@ -8,10 +8,10 @@ from django.conf import settings
 from django.contrib import admin, messages
 from django.core.files.uploadedfile import UploadedFile
 from django.http import HttpRequest, HttpResponse
-from django.shortcuts import redirect
+from django.shortcuts import redirect, render
 from django.template.defaultfilters import filesizeformat
 from django.template.response import TemplateResponse
-from django.views.decorators.http import require_http_methods
+from django.views.decorators.http import require_http_methods, require_POST
 
 from agents.models import Agent
 from apikeys.callers import Caller
@@ -20,12 +20,14 @@ from apikeys.scopes import Scope
 from engine.dashboard.access import acting
 from engine.dashboard.text import plain
 from engine.errors import EngineError
-from jobs import uploads
+from jobs import services, uploads
 from jobs.admin import recorded
 from jobs.admin.answer_forms import JSONText
 from jobs.models import Job
 from jobs.serializers import MOST_TASK_CHARS
 from jobs.services import JobRequest
+
+MOST_FORESEEN = 3
 
 
 class Files(forms.FileField):
@@ -137,6 +139,25 @@ def new_job(request: HttpRequest) -> HttpResponse:
     return _page(request, form, status=422)
 
 
+@require_POST
+def foresee(request: HttpRequest) -> HttpResponse:
+    """Who would do this task if it were submitted now, as a part of the form's page. Submits nothing."""
+    by = acting(request, Scope.JOBS_WRITE)
+    project = Project.objects.filter(archived_at=None, slug=request.POST.get("project", "")).first()
+    task = request.POST.get("task", "").strip()
+    if project is None or not task:
+        return HttpResponse()
+    birth = services.birth_of(
+        JobRequest(task=task[:MOST_TASK_CHARS]), by=replace(by, project=project), project=project
+    )
+    explanation = birth.explanation or {}
+    context = {
+        "birth": birth,
+        "results": (explanation.get("results") or explanation.get("nearest") or [])[:MOST_FORESEEN],
+    }
+    return render(request, "jobs/foreseen.html", context)
+
+
 def _said(fault: Any) -> str:
     where = str(fault["pointer"]).removeprefix("/input").strip("/")
     return f"{where}: {fault['detail']}" if where else str(fault["detail"])
@@ -152,7 +173,10 @@ def _submit(values: dict[str, Any], by: Caller) -> Job:
         timeout_seconds=values["timeout_seconds"],
     )
     with uploads.stored(values["input_files"], project_id=project.id, job_id=request.id) as (stored, keep):
-        job = recorded.submit(replace(request, files=stored), by=by, project=project)
+        # In the project's place: its own agents and the shared ones, by its own threshold.
+        job = recorded.submit(
+            replace(request, files=stored), by=replace(by, project=project), project=project
+        )
         keep()
     return job
 
