@@ -4,7 +4,7 @@ BIN := .venv/bin
 LOCK := $(BIN)/uv pip compile --universal --generate-hashes --no-header --python-version 3.11 --quiet
 export PYTHON
 
-.PHONY: run install test lint bench lock chaos drain guards walk drill-people prove-images lint-deploy
+.PHONY: run install test lint bench lock chaos drain guards walk drill-people drill-backup prove-images lint-deploy
 
 run:
 	@requirements/install runtime
@@ -73,6 +73,12 @@ drill-people:
 	@requirements/install test
 	@$(BIN)/python manage.py build_runtime
 	@exec $(BIN)/python -m drills.people
+
+# A backup while jobs run, the end of everything, a restored installation that goes on (docs/operations.md).
+drill-backup:
+	@requirements/install test
+	@$(BIN)/python manage.py build_runtime
+	@DJANGO_SETTINGS_MODULE=engine.settings exec $(BIN)/python -m drills.backup
 
 # Both images, step by step in bare Debian trees, and a job through them. As root, with debootstrap; says so if it cannot.
 prove-images:
