@@ -8,18 +8,14 @@ Both are POSTed by the same client over kept connections, in turns, so that both
 import argparse
 import json
 import os
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from http.client import HTTPConnection
 from urllib.parse import urlsplit
 
 os.environ["DJANGO_SETTINGS_MODULE"] = "benchmarks.plain.settings"
 
-from benchmarks.support import fresh_tables, noop_agent, show  # first: it sets Django up
+from benchmarks.support import fresh_tables, noop_agent, serving, show  # first: it sets Django up
 
 # isort: split
 
@@ -47,19 +43,6 @@ def make_table() -> None:
         cursor.execute("DROP TABLE IF EXISTS plain_row")
     with connection.schema_editor() as editor:
         editor.create_model(Row)
-
-
-@contextmanager
-def serving() -> Iterator[str]:
-    """One web process; gives its address."""
-    command = [sys.executable, "manage.py", "serve", "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        try:
-            address = next(line.split()[-1] for line in process.stdout if "Engine serves" in line)
-            yield address
-        finally:
-            process.terminate()
 
 
 def rate(address: str, secret: str, path: str, seconds: float) -> float:

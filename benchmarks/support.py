@@ -7,9 +7,11 @@ all jobs in it.
 import asyncio
 import math
 import os
+import subprocess
+import sys
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from unittest import mock
 
 import django
@@ -19,6 +21,7 @@ os.environ.setdefault("ENGINE_HOME", ".engine-bench")
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "engine.settings")
 django.setup()
 
+from django.conf import settings  # noqa: E402
 from django.core.management import call_command  # noqa: E402
 from django.db import connection  # noqa: E402
 
@@ -68,6 +71,23 @@ class NoSandbox(Provider):
 
     async def close(self) -> None:
         """Nothing to close."""
+
+
+@contextmanager
+def serving(*options: str, **environment: str) -> Iterator[str]:
+    """`manage.py serve`, with more in its environment if that is given; gives its address."""
+    command = [sys.executable, "manage.py", "serve", "--port", "0", *options]
+    with (
+        (settings.ENGINE_HOME / "serve.log").open("a") as log,
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=log, text=True, env=os.environ | environment
+        ) as process,
+    ):
+        assert process.stdout is not None
+        try:
+            yield next(line.split()[-1] for line in process.stdout if "Engine serves" in line)
+        finally:
+            process.terminate()
 
 
 def fresh_tables() -> None:

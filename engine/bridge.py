@@ -16,6 +16,9 @@ from typing import IO, Any, BinaryIO, TypeAlias, cast
 from urllib.parse import unquote_to_bytes
 
 from django.conf import settings
+from django.utils.http import parse_header_parameters
+
+from engine.problems import Unavailable, problem
 
 Scope: TypeAlias = dict[str, Any]
 Message: TypeAlias = dict[str, Any]
@@ -82,7 +85,9 @@ class Bridge:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request. A response that streams holds a thread only while a chunk is being made."""
         if self.waiting >= MOST_WAITING:
-            await send_whole(send, HTTPStatus.SERVICE_UNAVAILABLE, [(b"retry-after", b"2")], b"")
+            busy = problem(Unavailable("Too many requests wait already"), None, scope.get("request_id", ""))
+            headers = [(name.lower().encode(), value.encode()) for name, value in busy.items()]
+            await send_whole(send, busy.status_code, headers, busy.content)
             return
         body = await take_body(scope, receive)
         reply = await self._in_thread(self._respond, environ_for(scope, body), finally_=body.close)
@@ -199,7 +204,18 @@ def environ_for(scope: Scope, body: BinaryIO) -> dict[str, Any]:
         if key in environ:
             value = f"{environ[key]}{'; ' if name == 'COOKIE' else ','}{value}"
         environ[key] = value
+    if not is_readable(environ.get("CONTENT_TYPE", "")):
+        environ["CONTENT_TYPE"] = "application/octet-stream"  # and so a 415 wherever a body is read
     return environ
+
+
+def is_readable(content_type: str) -> bool:
+    """Whether Django can take the header's parameters apart: it does so before anybody could answer its ValueError."""
+    try:
+        parse_header_parameters(content_type)
+    except ValueError:
+        return False
+    return True
 
 
 async def send_whole(send: Send, status: int, headers: Headers, body: bytes) -> None:

@@ -67,6 +67,13 @@ class NotAcceptable(EngineError):
     status, code, title = HTTPStatus.NOT_ACCEPTABLE, "not_acceptable", "No acceptable format"
 
 
+class PreconditionFailed(EngineError):
+    """`If-Match` or `If-Unmodified-Since` asks for another state than the object has; nothing was done."""
+
+    status, code = HTTPStatus.PRECONDITION_FAILED, "precondition_failed"
+    title = "The object has changed"
+
+
 class HeadTooLarge(EngineError):
     """The address and the headers together are over 16 KiB, or there are more than 500 headers."""
 
@@ -138,15 +145,15 @@ def respond(exc: BaseException, request: HttpRequest | None) -> HttpResponse:
     return problem(error, request)
 
 
-def problem(error: EngineError, request: HttpRequest | None) -> HttpResponse:
-    """One error as a problem document."""
+def problem(error: EngineError, request: HttpRequest | None, request_id: str = "") -> HttpResponse:
+    """One error as a problem document; where there is no request yet, `request_id` is its id."""
     document: dict[str, Any] = {
         "type": f"urn:engine:problem:{error.code}",
         "title": error.title,
         "status": int(error.status),
         "detail": error.detail,
         "code": error.code,
-        "request_id": getattr(request, "request_id", ""),
+        "request_id": getattr(request, "request_id", request_id),
     }
     if error.errors:
         document["errors"] = error.errors[:MAX_ERRORS]
@@ -277,6 +284,7 @@ _BY_STATUS: dict[int, type[EngineError]] = {
         NotFound,
         MethodNotAllowed,
         NotAcceptable,
+        PreconditionFailed,
         BodyTooLarge,
         UnsupportedMediaType,
         TooManyRequests,
@@ -326,4 +334,4 @@ def handler500(request: HttpRequest) -> HttpResponse:
 
 
 def _is_api(request: HttpRequest) -> bool:
-    return request.path_info.startswith(API_PREFIX)
+    return f"{request.path_info}/".startswith(API_PREFIX)

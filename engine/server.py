@@ -12,6 +12,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from http import HTTPStatus
 from typing import Any, BinaryIO
 
@@ -20,7 +21,6 @@ from daphne.server import Server  # isort: skip
 from daphne.http_protocol import HTTPFactory, WebRequest
 from daphne.ws_protocol import WebSocketProtocol
 from django.conf import settings
-from django.http import HttpRequest, HttpResponse
 from twisted.internet import reactor as installed_reactor
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.tcp import Server as Connection
@@ -42,6 +42,7 @@ LINGER_SECONDS = (
 )
 STALL_SECONDS = 60.0  # a client that takes nothing of its answer for so long is cut off
 PROBLEM = b"application/problem+json"
+SOCKETS = b"/ws/"
 
 
 class Backpressure:
@@ -131,7 +132,15 @@ class Request(WebRequest):
         """The request is complete."""
         if self.refused:
             return self.channel.loseConnection()
+        if not self.uri.startswith(SOCKETS):
+            self.requestHeaders.removeHeader(b"upgrade")  # which a server may pass over (RFC 9110, 7.8)
         return super().process()
+
+    def setResponseCode(self, code: int, message: bytes | None = None) -> None:
+        """The status, with the words that belong to it: Twisted knows none of 422, 429 and 431."""
+        with suppress(ValueError):
+            message = message or HTTPStatus(code).phrase.encode()
+        super().setResponseCode(code, message)
 
     def take_body(self) -> BinaryIO:
         """Hand the body over; Daphne, which would copy it to memory, finds an empty one."""
@@ -172,7 +181,7 @@ class Request(WebRequest):
             InternalError() if status >= HTTPStatus.INTERNAL_SERVER_ERROR else BadRequest(body)
         )
         given = self.given_id()
-        document = identified_problem(error, given)
+        document = problem(error, None, given)
         length = str(len(document.content)).encode()
         headers = [(b"content-type", PROBLEM), (b"content-length", length), (b"x-request-id", given.encode())]
         self.handle_reply({"type": "http.response.start", "status": document.status_code, "headers": headers})
@@ -335,20 +344,13 @@ def body_file(length: int | None) -> BinaryIO:
 
 def whole_response(error: EngineError, given_id: str) -> bytes:
     """A complete HTTP/1.1 response, for a request that no application will see."""
-    document = identified_problem(error, given_id)
+    document = problem(error, None, given_id)
     status = HTTPStatus(document.status_code)
     head = (
         f"HTTP/1.1 {status.value} {status.phrase}\r\nContent-Type: {PROBLEM.decode()}\r\n"
         f"Content-Length: {len(document.content)}\r\nX-Request-Id: {given_id}\r\nConnection: close\r\n\r\n"
     )
     return head.encode("ascii") + document.content
-
-
-def identified_problem(error: EngineError, given_id: str) -> HttpResponse:
-    """The problem document of a request that Django never saw."""
-    request = HttpRequest()
-    request.request_id = given_id  # type: ignore[attr-defined]  # as engine.middleware sets it
-    return problem(error, request)
 
 
 def is_event_stream(protocol: Any) -> bool:

@@ -89,9 +89,9 @@ async def ask_django(scope: Scope, receive: Receive) -> Reply:
     return reply
 
 
-async def send_problem(send: Send, error: EngineError) -> None:
+async def send_problem(scope: Scope, send: Send, error: EngineError) -> None:
     """Answer with an error of ours."""
-    document = problem(error, None)
+    document = problem(error, None, scope["request_id"])
     headers = [(name.lower().encode(), value.encode()) for name, value in document.items()]
     await send_whole(send, document.status_code, headers, document.content)
 
@@ -155,7 +155,7 @@ async def job_events(scope: Scope, receive: Receive, send: Send) -> None:
     try:
         watch = await _watch(scope, job_id, after=_wanted(query).after)
     except EngineError as error:  # what the key may has changed since a moment ago
-        await send_problem(send, error)
+        await send_problem(scope, send, error)
         return
     try:
         headers_kept = [pair for pair in checked.headers if pair[0] not in _OF_THE_PAGE]

@@ -97,6 +97,7 @@ def fault(request: HttpRequest) -> HttpResponse:
 urlpatterns = [
     path("echo", echo),
     re_path("^echo/(?P<rest>.*)$", echo),
+    path("status/<int:status>", lambda request, status: HttpResponse(status=status)),
     path("upload", upload),
     path("wait", wait),
     path("stream", stream),

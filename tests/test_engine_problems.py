@@ -1,17 +1,22 @@
 """Every refusal is a problem document, whoever made it."""
 
+import asyncio
+import io
 import json
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest.mock import AsyncMock
 
 import psycopg
 import pytest
 from django.core import exceptions as django_errors
+from django.core.handlers.wsgi import WSGIRequest
 from django.db import DataError, IntegrityError, InterfaceError, InternalError, OperationalError
 from django.http import Http404, UnreadablePostError
 from django.test import Client
 from rest_framework import exceptions as drf_errors
 
+from engine.bridge import MOST_WAITING, Bridge, environ_for
 from engine.error_table import error_classes, render
 from engine.errors import Conflict
 from tests.probe import Behaviour
@@ -160,6 +165,41 @@ def test_only_json_is_sent(web: Client, accept: str) -> None:
     answer = web.post("/api/echo", {}, content_type="application/json", headers={"accept": accept})
 
     assert (answer.status_code, answer.json()["code"]) == (406, "not_acceptable")
+
+
+def test_the_address_of_all_addresses_is_one_of_ours_too(web: Client) -> None:
+    answer = web.get("/api")
+
+    assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
+
+
+def test_a_server_that_is_too_busy_says_so_in_the_same_words() -> None:
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    bridge = Bridge(lambda environ, start: [], threads=1)
+    bridge.waiting = MOST_WAITING
+    asyncio.run(bridge({"type": "http", "request_id": "r-1"}, AsyncMock(), send))
+
+    headers = {name.lower(): value for name, value in sent[0]["headers"]}
+    document = json.loads(sent[1]["body"])
+    assert (sent[0]["status"], headers[b"retry-after"]) == (503, b"2")
+    assert headers[b"content-type"] == b"application/problem+json"
+    assert (document["code"], document["request_id"]) == ("unavailable", "r-1")
+
+
+@pytest.mark.parametrize(
+    "content_type", ["a/b; c*=nope''x", "a/b; c*=idna''%ff", "application/json; charset*=nope''x"]
+)
+def test_a_content_type_that_django_cannot_read_is_not_taken_and_no_fault(content_type: str) -> None:
+    scope = {"type": "http", "method": "POST", "http_version": "1.1", "path": "/", "raw_path": b"/"}
+    headers = [(b"content-type", content_type.encode())]
+
+    environ = environ_for({**scope, "headers": headers}, io.BytesIO())
+
+    assert WSGIRequest(environ).content_type == "application/octet-stream"
 
 
 def test_a_format_cannot_be_chosen_in_the_address(web: Client) -> None:

@@ -312,6 +312,36 @@ def test_a_fault_is_a_problem_document_with_the_id_of_its_log_lines(site, client
     eventually(lambda: web_process(site).output().count(f"request={given}") >= 2, what="lines with the id")
 
 
+@pytest.mark.parametrize(
+    "content_type", ["text/plain; a*=nope''x", "text/plain; charset*=\"a\0\"''x", "a/b; c*=idna''%ff"]
+)
+def test_a_content_type_that_cannot_be_read_is_no_fault_of_ours(site, content_type):
+    head = f"POST /echo HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\nContent-Type: {content_type}\r\n"
+    with raw(site) as connection:
+        connection.sendall(f"{head}Connection: close\r\n\r\n".encode())
+        answer = read_all(connection)
+
+    assert answer.startswith((b"HTTP/1.1 200 ", b"HTTP/1.1 400 ")), answer
+
+
+def test_an_upgrade_that_no_socket_takes_is_passed_over(client):
+    upgrade = {
+        "Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13",
+        "Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA==",
+    }  # fmt: skip
+
+    answer = client.get("/api/fault", headers=upgrade)
+
+    assert (answer.status_code, answer.json()["code"]) == (500, "internal_error")  # as without it
+
+
+@pytest.mark.parametrize(
+    ("status", "words"), [(404, "Not Found"), (429, "Too Many Requests"), (599, "Unknown Status")]
+)
+def test_a_status_comes_with_the_words_that_belong_to_it(client, status, words):
+    assert client.get(f"/status/{status}").reason_phrase == words
+
+
 def test_a_request_that_daphne_refuses_gets_a_problem_document(site):
     with raw(site) as connection:
         connection.sendall(
@@ -405,7 +435,16 @@ def test_a_page_of_ours_may_open_a_websocket_with_its_cookies(site):
         assert json.loads(websocket.recv())["cookies"] == ["a=1"]
 
 
-@pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://localhost.evil.example"])
+@pytest.mark.parametrize("origin", ["http://127.0.0.1:1", "http://127.0.0.1", "http://localhost:8000"])
+def test_cookies_do_not_count_on_pages_of_other_ports(site, origin):
+    """A host's cookies go to all its ports, whoever serves there."""
+    with greeter(site, Cookie="sessionid=stolen", Origin=origin) as websocket:
+        assert json.loads(websocket.recv())["cookies"] == []
+
+
+@pytest.mark.parametrize(
+    "origin", ["https://evil.example", "null", "http://localhost.evil.example", "http://[::", "http://a\xff"]
+)
 def test_a_page_of_another_site_may_not_open_a_websocket(site, origin):
     with pytest.raises(InvalidStatus) as refused, greeter(site, Origin=origin):
         pass

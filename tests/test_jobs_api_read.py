@@ -99,6 +99,29 @@ def test_an_unchanged_job_is_a_304_and_a_changed_one_is_not(client: APIClient, p
     assert changed["ETag"] != etag
 
 
+@pytest.mark.parametrize(
+    ("given", "status"),
+    [
+        ("{}", 304), ("W/{}", 304), ('"a", {}', 304), ('"a",W/{} , "b"', 304), ("*", 304),
+        ('"a"', 200), ("a", 200), ('"a', 200), ("", 200), (",,,", 200), ("W/", 200),
+    ],
+)  # fmt: skip
+def test_what_a_client_holds_may_be_told_in_any_way(
+    client: APIClient, project: Project, given: str, status: int
+) -> None:
+    url = f"/api/v1/jobs/{make_job(project).id}"
+
+    answer = client.get(url, headers={"If-None-Match": given.format(client.get(url)["ETag"])})
+
+    assert answer.status_code == status
+
+
+def test_a_state_that_is_gone_is_a_412(client: APIClient, project: Project) -> None:
+    answer = client.get(f"/api/v1/jobs/{make_job(project).id}", headers={"If-Match": '"older"'})
+
+    assert (answer.status_code, answer.json()["code"]) == (412, "precondition_failed")
+
+
 PATHS = [
     ("GET", "/api/v1/jobs/{job}"),
     ("DELETE", "/api/v1/jobs/{job}"),
