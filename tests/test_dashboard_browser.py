@@ -17,12 +17,23 @@ from django.test import Client
 from django.utils import timezone
 from playwright.sync_api import Browser, BrowserContext, Page, WebSocketRoute, expect, sync_playwright
 
+from agents import services as agents
 from apikeys.models import ApiKey
 from jobs.models import Job
 from jobs.notifying import links
+from tests.agents import make_card, staff
 from tests.dashboard import asking, completed, make_agent, make_artifact, make_person, sole_question
 from tests.factories import make_key, make_project
-from tests.jobs import log_line, make_job, make_version, make_worker, write
+from tests.jobs import (
+    claim_one,
+    log_line,
+    make_job,
+    make_version,
+    make_worker,
+    settlement,
+    step_row,
+    write,
+)
 from tests.processes import Instance, eventually
 from tests.streams import Talker, environment
 
@@ -509,6 +520,78 @@ def test_a_job_is_cancelled_after_a_question(ada: Visitor) -> None:
     assert job.cancel_requested_by == "user:ada"
 
 
+def test_ticked_jobs_are_cancelled_after_their_count_and_a_second_click(ada: Visitor) -> None:
+    jobs = [make_job() for _ in range(3)]
+    page = ada.open("/admin/jobs/job/")
+
+    page.locator(f"#choose-{jobs[0].id}").check()
+    page.locator(f"#choose-{jobs[1].id}").check()
+    expect(page.locator("[data-chosen]")).to_contain_text("2")
+    page.get_by_role("button", name="Cancel…").click()
+    expect(page.get_by_role("heading", name="Cancel 2 jobs?")).to_be_visible()
+    assert not Job.objects.filter(status="cancelled").exists()
+    page.get_by_role("button", name="Cancel 2 jobs").click()
+
+    expect(page.get_by_text("2 jobs cancelled.")).to_be_visible()
+    assert sorted(Job.objects.filter(status="cancelled").values_list("id")) == sorted(
+        (job.id,) for job in jobs[:2]
+    )
+    assert ada.faults == []
+
+
+def test_files_are_read_in_place_as_what_they_are(ada: Visitor, shared_files: None) -> None:
+    job = completed()
+    for name, content, media_type in (
+        (f"{HOSTILE}.csv", b"word,n\n<img src=x onerror='hacked=1'>,2\n", "text/csv"),
+        ("notes.md", b"# Notes\n\nAll **good** <script>hacked=1</script>\n", "text/markdown"),
+        ("stats.json", b'{"rows": [1, 2]}', "application/json"),
+        ("page.html", b"<script>hacked=1</script>", "text/html"),
+    ):
+        make_artifact(job, name, content, media_type)
+    page = ada.watch(job)
+
+    previews = page.locator("details[data-preview]")
+    expect(previews).to_have_count(3)  # HTML is a download alone
+    for preview in previews.all():
+        preview.locator("summary").click()
+
+    expect(page.locator(".e-sheet td").first).to_have_text("<img src=x onerror='hacked=1'>")
+    expect(page.locator(".e-document h1, .e-document h2, .e-document h3").first).to_have_text("Notes")
+    expect(page.locator(".e-document strong")).to_have_text("good")
+    expect(page.get_by_text('"rows": [').first).to_be_visible()
+    assert page.evaluate("typeof hacked") == "undefined"
+    assert ada.faults == []
+
+
+def test_a_job_is_forked_from_a_checkpoint(ada: Visitor) -> None:
+    job, worker = make_job(), make_worker()
+    claimed = claim_one(worker)
+    steps = [
+        step_row(claimed, f"{name}#1", ended=True, result={"value": 1}, ordinal=number)
+        for number, name in enumerate(("load", "score"), 1)
+    ]
+    write(worker, steps=steps, settlements=[settlement(claimed)])
+    page = ada.watch(job)
+
+    page.locator('a[href*="fork/?checkpoint"]').first.click()
+    page.get_by_label("Go on after").select_option("load#1")
+    page.locator(".e-page form button[type=submit]").click()
+
+    expect(page.get_by_text("it goes on from the checkpoint you chose")).to_be_visible()
+    assert list(Job.objects.get(retried_from=job).steps.values_list("key", flat=True)) == ["load#1"]
+
+
+def test_versions_of_an_agent_are_compared(ada: Visitor) -> None:
+    for text in ("one", "two"):
+        source = {"agent.py": f"def main(task, inputs):\n    return {text!r}\n"}
+        version = agents.register(staff(), make_card(source=source))
+
+    page = ada.open(f"/admin/agents/agent/{version.agent_id}/diff/?older=1&newer=2")
+
+    expect(page.locator("#content")).to_contain_text("return 'one'")
+    expect(page.locator("#content")).to_contain_text("return 'two'")
+
+
 # --- every page ---
 
 
@@ -555,6 +638,63 @@ def test_no_page_breaks_its_policy_scrolls_sideways_or_shuts_anybody_out(visitor
         assert visitor.page.evaluate("document.documentElement.scrollWidth") <= 360, address
         assert barriers(visitor.page) == [], address
         assert visitor.page.evaluate("typeof hacked") == "undefined"
+
+
+# Notes what within `place` gets the focus, and whether one sees that it has it; gives how many controls it has.
+WATCH_FOCUS = """(place) => {
+    const isReachable = (element) =>
+        element.tabIndex >= 0 && !element.disabled && element.type !== "hidden" &&
+        element.checkVisibility({ visibilityProperty: true }) && !element.closest("[inert], .ace_editor");
+    const look = (element) => {
+        const style = getComputedStyle(element);
+        return [style.boxShadow, style.borderColor, style.backgroundColor, style.outlineStyle === "none"].join();
+    };
+    const groups = new Set();
+    const all = "a[href], button, input, select, textarea, summary, [tabindex]";
+    const controls = [...document.querySelector(place).querySelectorAll(all)].filter(isReachable).filter(
+        ({ type, name }) => type !== "radio" || (!groups.has(name) && groups.add(name))  // arrows do the rest
+    );
+    const before = new Map(controls.map((element) => [element, look(element)]));
+    const name = (element) => element.outerHTML.slice(0, 120);
+    const reached = new Set();
+    window.unseen = [];
+    document.addEventListener("focusin", ({ target }) => {
+        reached.add(target.type === "radio" ? target.name : target);
+        if (before.has(target) && look(target) === before.get(target)) window.unseen.push(name(target));
+    });
+    window.missed = () => controls
+        .filter((element) => element.isConnected && isReachable(element))
+        .filter((element) => !reached.has(element) && !reached.has(element.name || "-"))
+        .map(name);
+    return controls.length;
+}"""
+
+
+def test_every_control_of_every_page_is_reached_by_tab_and_seen(visitors: Any) -> None:
+    visitor = visitors("ada", viewport={"width": 1440, "height": 900})
+    page = visitor.page
+    faults = {}
+
+    for address in furnished():
+        place = "body" if address == "/admin/" else "#content"  # the navigation once
+        visitor.open(address)
+        page.evaluate("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
+        # What a refresh puts in anew would have to be reached again.
+        page.evaluate(
+            "document.querySelectorAll('[data-live]').forEach((one) => { one.engineLive.every = 0; })"
+        )
+        page.evaluate("document.body.tabIndex = -1; document.body.focus()")
+        controls = page.evaluate(WATCH_FOCUS, place)
+        page.keyboard.press("Tab")
+        expect(page.get_by_role("link", name="Skip to the content")).to_be_focused()
+        if place == "#content":
+            page.keyboard.press("Enter")
+        for _ in range(controls + 3):  # the editor is a stop of its own
+            page.keyboard.press("Tab")
+        found = page.evaluate("({ missed: window.missed(), unseen: window.unseen })")
+        if found["missed"] or found["unseen"]:
+            faults[address] = found
+    assert faults == {}
 
 
 def test_by_day_on_a_desk_everything_can_be_read_too(visitors: Any) -> None:

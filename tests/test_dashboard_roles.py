@@ -20,7 +20,16 @@ from jobs.notifying.models import Delivery, WebhookEndpoint
 from tests.agents import make_card, staff, words  # noqa: F401  (a fixture)
 from tests.dashboard import asking, sole_question
 from tests.factories import make_key
-from tests.jobs import make_job, make_project, make_version, make_worker
+from tests.jobs import (
+    claim_one,
+    make_job,
+    make_project,
+    make_version,
+    make_worker,
+    settlement,
+    step_row,
+    write,
+)
 
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("words")]
 
@@ -66,6 +75,26 @@ def _submit() -> tuple[str, dict[str, Any]]:
     make_version()
     form = {"task": "do it", "project": make_project().slug, "priority": "normal", "agent": "echo"}
     return "/admin/jobs/job/new/", form
+
+
+def _fork() -> tuple[str, dict[str, Any]]:
+    job, worker = make_job(), make_worker()
+    claimed = claim_one(worker)
+    step = step_row(claimed, "load#1", ended=True, result={"value": 1})
+    write(worker, steps=[step], settlements=[settlement(claimed)])
+    return f"/admin/jobs/job/{job.id}/fork/", {"checkpoint": "load#1"}
+
+
+def _many(deed: str) -> Callable[[], tuple[str, dict[str, Any]]]:
+    def prepare() -> tuple[str, dict[str, Any]]:
+        address, _ = _job_action(deed, ended=deed == "retry")()
+        return "/admin/jobs/job/many/", {"deed": deed, "jobs": address.split("/")[4], "confirmed": "yes"}
+
+    return prepare
+
+
+def _save_view() -> tuple[str, dict[str, Any]]:
+    return "/admin/jobs/job/views/", {"name": "Broken", "query": "status=failed"}
 
 
 def _new_key() -> tuple[str, dict[str, Any]]:
@@ -178,6 +207,10 @@ ACTIONS = [
     Action("submit a job", OPERATORS, _submit, "job.submitted"),
     Action("cancel a job", OPERATORS, _job_action("cancel"), "job.cancelled"),
     Action("retry a job", OPERATORS, _job_action("retry", ended=True), "job.retried"),
+    Action("fork a job", OPERATORS, _fork, "job.forked"),
+    Action("cancel many jobs", OPERATORS, _many("cancel"), "job.cancelled"),
+    Action("retry many jobs", OPERATORS, _many("retry"), "job.retried"),
+    Action("keep filters as a view", EVERYBODY, _save_view, "view.saved"),
     Action("answer a question", OPERATORS, _answer, "question.answered"),
     Action("pause a queue", OPERATORS, _queue("pause"), "queue.pause"),
     Action("resume a queue", OPERATORS, _queue("resume"), "queue.resume"),

@@ -3,6 +3,7 @@
 from typing import Any
 
 from django.contrib import messages
+from django.db import transaction
 from django.db.models import QuerySet
 from django.http import Http404, HttpRequest, HttpResponse, QueryDict
 from django.shortcuts import redirect
@@ -10,6 +11,7 @@ from django.urls import reverse
 from django.views.decorators.http import require_POST
 
 from apikeys.scopes import Scope
+from apikeys.services import audit
 from engine.dashboard.access import acting
 from jobs.admin.narrowing import canonical
 from jobs.models import SavedView
@@ -26,7 +28,7 @@ def of(person: Any) -> QuerySet[SavedView]:
 @require_POST
 def save(request: HttpRequest) -> HttpResponse:
     """Keep the list's filters under a name; a name that is known is given anew."""
-    acting(request, Scope.JOBS_READ)
+    by = acting(request, Scope.JOBS_READ)
     query = canonical(QueryDict(request.POST.get("query", "")))
     name = " ".join(request.POST.get("name", "").split())
     if not name or len(name) > MOST_NAME:
@@ -36,7 +38,9 @@ def save(request: HttpRequest) -> HttpResponse:
     elif SavedView.objects.filter(owner_id=request.user.pk).exclude(name=name).count() >= MOST_VIEWS:
         messages.error(request, f"You have {MOST_VIEWS} views already: forget one first.")
     else:
-        SavedView.objects.update_or_create(owner_id=request.user.pk, name=name, defaults={"query": query})
+        with transaction.atomic():
+            SavedView.objects.update_or_create(owner_id=request.user.pk, name=name, defaults={"query": query})
+            audit(by, "view.saved", f"view:{name}", query=query)
         messages.success(request, "The view is kept.")
     return redirect(f"{reverse('admin:jobs_job_changelist')}?{query}")
 
@@ -44,8 +48,11 @@ def save(request: HttpRequest) -> HttpResponse:
 @require_POST
 def forget(request: HttpRequest, view_id: int) -> HttpResponse:
     """Forget one of one's own views."""
-    acting(request, Scope.JOBS_READ)
-    deleted, _ = SavedView.objects.filter(owner_id=request.user.pk, id=view_id).delete()
-    if not deleted:
+    by = acting(request, Scope.JOBS_READ)
+    view = SavedView.objects.filter(owner_id=request.user.pk, id=view_id).first()
+    if view is None:
         raise Http404
+    with transaction.atomic():
+        view.delete()
+        audit(by, "view.forgotten", f"view:{view.name}")
     return redirect("admin:jobs_job_changelist")

@@ -63,8 +63,29 @@
         control.click();
       });
     });
-    (document.getElementById("content") || document.getElementById("page"))?.setAttribute("role", "main");
+    const main = document.getElementById("content") || document.getElementById("page");
+    if (main) {
+      main.setAttribute("role", "main");
+      offerSkipping(main);
+    }
     document.getElementById("header-inner")?.setAttribute("role", "banner");
+  }
+
+  // The first Tab of a page offers to leave the navigation out.
+  function offerSkipping(main) {
+    const link = document.createElement("a");
+    link.className = "e-skip e-button";
+    link.href = `#${main.id}`;
+    link.textContent = "Skip to the content";
+    link.addEventListener("click", (event) => {
+      event.preventDefault();
+      main.tabIndex = -1;
+      main.focus();
+    });
+    const place = document.createElement("nav");
+    place.setAttribute("aria-label", "Skip");
+    place.append(link);
+    document.body.prepend(place);
   }
 
   document.addEventListener("change", (event) => {
