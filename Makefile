@@ -4,7 +4,7 @@ BIN := .venv/bin
 LOCK := $(BIN)/uv pip compile --universal --generate-hashes --no-header --python-version 3.11 --quiet
 export PYTHON
 
-.PHONY: run install test lint bench lock chaos drain guards walk drill-people drill-backup prove-images lint-deploy
+.PHONY: run install test lint bench lock chaos drain guards walk drill-people drill-backup drill-hosts drill-failover prove-images lint-deploy
 
 run:
 	@requirements/install runtime
@@ -90,3 +90,14 @@ lint-deploy:
 	@test -x .venv-lint/bin/python || $(BIN)/uv venv --quiet --python $(BIN)/python .venv-lint
 	@$(BIN)/uv pip install --quiet --require-hashes --python .venv-lint/bin/python -r requirements/lint.lock
 	@deploy/lint .venv-lint/bin
+
+# Six hosts of network namespaces, cut off and switched off; a primary database that dies. As root: docs/operations.md.
+drill-hosts:
+	@requirements/install test
+	@$(BIN)/python manage.py build_runtime
+	@exec $(BIN)/python -m drills.hosts $(if $(SEED),--seed $(SEED))
+
+drill-failover:
+	@requirements/install test
+	@$(BIN)/python manage.py build_runtime
+	@exec $(BIN)/python -m drills.failover $(if $(SEED),--seed $(SEED))

@@ -21,11 +21,15 @@ class PatientClient:
     """Repeats what was cut off or answered with 5xx, under the same idempotency key. Safe to use from many threads."""
 
     def __init__(self, url: str, secret: str, *, patience_seconds: float = 60.0) -> None:
-        self._http = httpx.Client(headers={"Authorization": f"Bearer {secret}"}, timeout=15)
+        self._http = httpx.Client(
+            headers={"Authorization": f"Bearer {secret}"}, timeout=httpx.Timeout(15, connect=3)
+        )
         self._lock = threading.Lock()
+        self.secret = secret
         self.url = url  # may change while it is used
         self.patience_seconds = patience_seconds
         self.statuses: Counter[str] = Counter()  # each answer that came, and "no answer"
+        self.slowest_answer = 0.0  # seconds
         self.wordless_refusals = 0  # 503 without Retry-After
         self.acknowledged: set[str] = set()  # ids of jobs that it was promised
 
@@ -34,6 +38,10 @@ class PatientClient:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def next_url(self) -> str:
+        """Where to ask now."""
+        return self.url
 
     def close(self) -> None:
         """Close its connections."""
@@ -44,12 +52,14 @@ class PatientClient:
         headers = {"Idempotency-Key": str(uuid4())} if method == "POST" else {}
         deadline = time.monotonic() + self.patience_seconds
         while time.monotonic() < deadline:
+            began = time.monotonic()
             try:
-                reply = self._http.request(method, self.url + path, headers=headers, **content)
+                reply = self._http.request(method, self.next_url() + path, headers=headers, **content)
             except httpx.TransportError:
                 self._count("no answer")
             else:
                 self._count(str(reply.status_code))
+                self.slowest_answer = max(self.slowest_answer, time.monotonic() - began)
                 if reply.status_code < 500:
                     return reply
                 if reply.status_code == 503 and "Retry-After" not in reply.headers:

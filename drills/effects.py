@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -92,6 +93,7 @@ class Effects:
         # For writing too: the pipe then never ends, whatever opens and closes it.
         self._pipe = os.open(door, os.O_RDWR | os.O_CLOEXEC)
         self._seen: dict[str, _Seen] = defaultdict(_Seen)
+        self.last_words: dict[str, float] = {}  # program -> when it was last heard, in seconds since 1970
         self._thread = threading.Thread(target=self._read, name="effects", daemon=True)
         self._thread.start()
         self.total = 0
@@ -110,6 +112,7 @@ class Effects:
 
     def _judge(self, line: dict[str, Any]) -> None:
         seen, where = self._seen[line["job"]], f"job {line['job']} step {line.get('step')}"
+        self.last_words[line["program"]] = time.time()
         if line["program"] not in seen.programs:
             seen.programs.append(line["program"])
         elif line["program"] != seen.programs[-1]:
@@ -130,6 +133,10 @@ class Effects:
         os.write(self._pipe, b"over\n")
         self._thread.join()
         os.close(self._pipe)
+
+    def latest_program(self, drill: str) -> str:
+        """The program that acts for that job now; empty while none has begun."""
+        return next(reversed(self._seen[drill].programs), "") if drill in self._seen else ""
 
     @property
     def cut_bodies(self) -> int:

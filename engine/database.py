@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import psycopg
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 from django.db import InterfaceError, OperationalError, connection, connections
@@ -19,6 +20,11 @@ def direct_dsn() -> str:
     for django_only in ("context", "cursor_factory", "prepare_threshold", "client_encoding"):
         params.pop(django_only, None)
     return make_conninfo(**params)
+
+
+def is_embedded() -> bool:
+    """Whether the database is the embedded one."""
+    return bool(settings.DATABASES["default"]["ENGINE"] == "engine.pgbackend")
 
 
 def libpq_parameters(database: dict[str, Any]) -> dict[str, Any]:
@@ -54,6 +60,42 @@ def refuse_risky_durability() -> None:
         raise ImproperlyConfigured(
             f"The database runs with {', '.join(off)} off, and a crash would lose jobs: switch it on there."
         )
+
+
+def pooling_problem() -> str:
+    """The variable that leads through a pooler where Engine needs a session of its own, and the fix; empty if none.
+
+    A session is one that what was said at its start holds for. Raises psycopg.OperationalError if nobody answers.
+    """
+    if is_embedded():
+        return ""
+    try:
+        with psycopg.connect(direct_dsn()) as session:
+            limit = session.execute("SELECT current_setting('lock_timeout')").fetchone()
+    except psycopg.OperationalError as error:
+        if "startup parameter" not in str(error):  # PgBouncer's words
+            raise
+        limit = None
+    if limit is not None and limit[0] != "0":
+        return ""
+    if settings.DIRECT_DATABASE is not None:
+        return (
+            "ENGINE_DIRECT_DATABASE_URL leads through a pooler: let it name the database itself, for LISTEN."
+        )
+    return (
+        "DATABASE_URL leads through a pooler, where LISTEN is not heard: set ENGINE_DIRECT_DATABASE_URL to the "
+        "database itself, and leave DATABASE_URL as it is."
+    )
+
+
+def refuse_wrong_pooling() -> None:
+    """Raise ImproperlyConfigured if a pooler stands where it cannot. A database that is away now passes."""
+    try:
+        problem = pooling_problem()
+    except psycopg.OperationalError:
+        return
+    if problem:
+        raise ImproperlyConfigured(problem)
 
 
 def limit_statements(seconds: float) -> None:

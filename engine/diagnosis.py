@@ -22,13 +22,14 @@ from redis.exceptions import RedisError
 
 from agents import embeddings
 from engine import health
-from engine.database import direct_dsn
+from engine.database import direct_dsn, is_embedded, pooling_problem
 from engine.errors import EngineError
-from engine.installation import is_embedded
 from jobs.sandboxes.registry import provider_from_settings
 
 OLDEST_POSTGRES = 150_000  # server_version_num: unique constraints with NULLS NOT DISTINCT
 LEAST_FREE_BYTES = 2 * 1024**3
+# What SESSION_TIMEOUTS are where no pooler is.
+POOLED_LIMITS = {"lock_timeout": "2s", "idle_in_transaction_session_timeout": "10s"}
 REDIS_SECONDS = 2.0
 MODEL_SECONDS = 5.0
 MOST_CLOCK_DRIFT = timedelta(seconds=2)
@@ -57,7 +58,7 @@ def findings() -> Iterator[Finding]:
 
 def database_remedy(error: BaseException) -> str:
     """What to do about a database that refuses."""
-    if "unsupported startup parameter" in str(error):  # PgBouncer's words
+    if "startup parameter" in str(error):  # PgBouncer's words
         return "DATABASE_URL is a pooler: set ENGINE_DIRECT_DATABASE_URL to the database itself"
     if isinstance(error, ProgrammingError):  # a table is missing
         return "python manage.py migrate"
@@ -106,6 +107,29 @@ def clock(part: str) -> Finding:
     return Finding(
         part, drift < MOST_CLOCK_DRIFT, detail, "" if drift < MOST_CLOCK_DRIFT else "synchronise it by NTP"
     )
+
+
+def pooling(part: str) -> Finding:
+    """Whether poolers stand only where they can, and the limits of sessions hold behind one."""
+    if problem := pooling_problem():
+        refused, _, remedy = problem.partition(": ")
+        return Finding(part, False, refused, remedy)
+    if settings.DIRECT_DATABASE is None:
+        return Finding(part, True, "none, or one that keeps sessions")
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT current_user, name FROM pg_settings WHERE setting = '0'"
+            " AND name IN ('lock_timeout', 'idle_in_transaction_session_timeout')"
+        )
+        unlimited = cursor.fetchall()
+    if unlimited:
+        remedy = "; ".join(
+            f"ALTER ROLE {role} SET {name} = '{POOLED_LIMITS[name]}'" for role, name in unlimited
+        )
+        return Finding(
+            part, False, "the pooler's sessions have no limits: a lock may be waited for forever", remedy
+        )
+    return Finding(part, True, "DATABASE_URL through a pooler, LISTEN past it")
 
 
 def notifications(part: str) -> Finding:
@@ -248,6 +272,7 @@ PARTS: dict[str, Callable[[str], Finding]] = {
     "database": database,
     "tables": tables,
     "clock": clock,
+    "pooling": pooling,
     "notifications": notifications,
     "sandbox": sandbox,
     "embedder": embedder,

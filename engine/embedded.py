@@ -311,7 +311,7 @@ class EmbeddedServer:
     ) -> "subprocess.CompletedProcess[str]":
         """Run one of PostgreSQL's programs in `folder`, as the user that may; its output is in `stdout`."""
         account = Account.needed(folder)
-        command = [str(self._install(account) / "bin" / name), *arguments]
+        command = [str(self.install_for(account) / "bin" / name), *arguments]
         with tempfile.TemporaryFile("w+") as given, tempfile.TemporaryFile("w+") as output:
             given.write(stdin)
             given.seek(0)
@@ -330,7 +330,7 @@ class EmbeddedServer:
             output.seek(0)
             return subprocess.CompletedProcess(command, finished.returncode, output.read(), "")
 
-    def _install(self, account: Account | None) -> Path:
+    def install_for(self, account: Account | None) -> Path:
         """The binaries where `account` can run them: as installed, or a copy outside every private folder."""
         packaged = packaged_install()
         if account is None or can_run(packaged / "bin" / "postgres", account):

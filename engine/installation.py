@@ -20,6 +20,7 @@ from apikeys.callers import Caller
 from apikeys.models import ApiKey, Project
 from apikeys.scopes import Scope
 from apikeys.secret import digest
+from engine.database import is_embedded
 from engine.embedded import EmbeddedServerFailed
 from engine.steps import StepFailed, step
 from jobs.sandboxes import bubblewrap
@@ -87,11 +88,6 @@ def prepare_rows() -> Access:
     with step("Agents of the catalog"):
         run_command("register_catalog", remedy="manage.py register_catalog, and read what it says")
     return access
-
-
-def is_embedded() -> bool:
-    """Whether the database is the embedded one."""
-    return bool(settings.DATABASES["default"]["ENGINE"] == "engine.pgbackend")
 
 
 def run_command(name: str, *arguments: str, remedy: str) -> None:

@@ -18,8 +18,9 @@ import httpx
 from django.conf import settings
 from django.db import connections
 
+from engine.database import is_embedded
 from engine.embedded import server_for
-from engine.installation import Access, is_embedded, prepare
+from engine.installation import Access, prepare
 from engine.sample import TASK, run_sample_job
 from engine.secretfile import make_private
 from engine.serving import PortTaken, bracketed, listen

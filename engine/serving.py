@@ -9,7 +9,7 @@ from django.conf import settings
 from django.urls import get_resolver
 
 from engine import collector
-from engine.database import limit_statements, refuse_risky_durability
+from engine.database import limit_statements, refuse_risky_durability, refuse_wrong_pooling
 from engine.supervisor import Child, Supervisor
 
 logger = logging.getLogger("engine.server")
@@ -54,6 +54,7 @@ def inherited(descriptor: int) -> socket.socket:
 def serve(listener: socket.socket) -> None:
     """Serve in this process until a signal has drained it."""
     limit_statements(STATEMENT_SECONDS)
+    refuse_wrong_pooling()
     refuse_risky_durability()
     from engine.asgi import application
     from engine.server import WebServer

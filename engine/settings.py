@@ -168,11 +168,13 @@ TEMPLATES: list[dict[str, Any]] = [
 
 # --- database ---
 
-# Give up on a host after 5 s, on a silent peer after 20 s; a transaction may neither idle nor wait for long.
+# Give up on a host after 5 s, on a silent peer after 6 s where it owes an answer, else after 14 s: a heartbeat that
+# hangs on a dead primary is sent again, to the next host, while its lease lasts. A transaction may neither idle nor
+# wait for long.
 LIBPQ_TIMEOUTS = {
     "connect_timeout": 5,
-    "tcp_user_timeout": 20_000,
-    "keepalives_idle": 10,
+    "tcp_user_timeout": 6_000,
+    "keepalives_idle": 5,
     "keepalives_interval": 3,
     "keepalives_count": 3,
 }
@@ -197,8 +199,9 @@ if DATABASE is None:
     }
 for _database in filter(None, [DATABASE, DIRECT_DATABASE]):
     _database["OPTIONS"] = {"application_name": "engine", **LIBPQ_TIMEOUTS, **_database["OPTIONS"]}
-if DIRECT_DATABASE is None:
-    DATABASE["OPTIONS"]["options"] = f"{DATABASE['OPTIONS'].get('options', '')} {SESSION_TIMEOUTS}".strip()
+# A pooler refuses start-up options: behind one, the role carries the limits (see docs/operations.md).
+_sessions = (DATABASE if DIRECT_DATABASE is None else DIRECT_DATABASE)["OPTIONS"]
+_sessions["options"] = f"{_sessions.get('options', '')} {SESSION_TIMEOUTS}".strip()
 DATABASES = {
     "default": {
         "ENGINE": "django.db.backends.postgresql",

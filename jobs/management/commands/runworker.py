@@ -7,7 +7,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandParser
 
 from engine import collector
-from engine.database import refuse_risky_durability
+from engine.database import refuse_risky_durability, refuse_wrong_pooling
 from jobs.execution.llm.client import warm_up
 from jobs.sandboxes.registry import provider_from_settings
 from jobs.worker import ALL_QUEUES, Options, Worker
@@ -40,6 +40,7 @@ class Command(BaseCommand):
             grace_seconds=options["grace"],
             listen=not options["no_listen"],
         )
+        refuse_wrong_pooling()
         refuse_risky_durability()
         warm_up()
         collector.calm()
