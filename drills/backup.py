@@ -40,7 +40,7 @@ def main(task, inputs):
     return done
 """
 SHORT_LEASE = {"ENGINE_LEASE_SECONDS": "3", "ENGINE_HEARTBEAT_SECONDS": "1"}
-LONG_STEP_SECONDS = 8
+LONG_STEP_SECONDS = 45  # longer than the backup takes
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -144,6 +144,8 @@ def go_on(instance: Instance, key: str, jobs: dict[str, str]) -> None:
             assert report.split() == http.get(path).json()["result"]
             seqs = [event["seq"] for event in events(http, job_id)]
             assert seqs == list(range(1, len(seqs) + 1)), f"{job_id}: gaps or repeats in {seqs}"
+        attempts = http.get(f"/api/v1/jobs/{jobs['running']}").json()["attempts"]
+        assert [attempt["outcome"] for attempt in attempts] == ["lost", "completed"], attempts
         assert lines(http, jobs["waiting_for_input"]).count("did one") == 1
         assert lines(http, jobs["waiting_for_input"]).count("did two") == 1
         assert lines(http, jobs["running"]).count("did one") == 1, "a step with a durable end ran again"

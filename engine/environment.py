@@ -23,7 +23,21 @@ def malformed(name: str, value: str, fix: str) -> ImproperlyConfigured:
 
 def text(name: str, default: str = "") -> str:
     """The value without surrounding space; empty counts as not set, as in `NAME=` in a .env file."""
-    return os.environ.get(name, "").strip() or default
+    value = os.environ.get(name, "").strip()
+    if not value.isprintable():
+        # Never the value: it may be a secret, pasted with more than itself.
+        raise ImproperlyConfigured(
+            f"{name} cannot be used: it holds a line break or another control character."
+        )
+    return value or default
+
+
+def word(name: str, default: str = "", *, form: str = r"[!-~]+", fix: str = "write it without spaces") -> str:
+    """A text of a closed form, such as a key or a name: ASCII without spaces, or narrower."""
+    value = text(name, default)
+    if value and not re.fullmatch(form, value, re.ASCII):
+        raise ImproperlyConfigured(f"{name} cannot be used: {fix}.")
+    return value
 
 
 def flag(name: str, *, default: bool) -> bool:
@@ -70,11 +84,24 @@ def names(name: str, default: Sequence[str] = ()) -> list[str]:
     return [part.strip() for part in value.split(",") if part.strip()] if value else list(default)
 
 
-def origins(name: str) -> list[str]:
-    """A comma-separated list of origins as browsers send them: scheme, host and perhaps a port, nothing more."""
-    found = names(name)
+def hosts(name: str, default: Sequence[str] = ()) -> list[str]:
+    """A comma-separated list of hosts, without scheme, port and path; `.example.com` is every host below, too."""
+    found = names(name, default)
     for part in found:
-        if not re.fullmatch(r"https?://(\[[0-9a-f:.]+\]|[a-z0-9.-]+)(:\d{1,5})?", part, re.ASCII):
+        if not re.fullmatch(r"\*|\[[0-9a-fA-F:.]+\]|\.?[a-zA-Z0-9_-]+(\.[a-zA-Z0-9_-]+)*", part, re.ASCII):
+            raise malformed(name, part, "write hosts such as engine.example.com, with commas between")
+    return found
+
+
+def origins(name: str, *, any_below: bool = False) -> list[str]:
+    """A comma-separated list of origins as browsers send them: scheme, host and perhaps a port, nothing more.
+
+    `any_below`: `https://*.example.com` stands for every host below.
+    """
+    found = names(name)
+    below = r"(\*\.)?" if any_below else ""
+    for part in found:
+        if not re.fullmatch(rf"https?://(\[[0-9a-f:.]+\]|{below}[a-z0-9.-]+)(:\d{{1,5}})?", part, re.ASCII):
             raise malformed(name, part, "write origins such as https://app.example.com, with commas between")
     return found
 
@@ -111,7 +138,7 @@ def address(name: str, default: str = "", *, schemes: Sequence[str]) -> str:
     return value
 
 
-def _is_address(value: str, schemes: Sequence[str]) -> bool:
+def _is_address(value: str, schemes: Sequence[str], *, hostless: bool = False) -> bool:
     if any(char.isspace() or not char.isprintable() for char in value):
         return False
     try:
@@ -119,7 +146,9 @@ def _is_address(value: str, schemes: Sequence[str]) -> bool:
         _ = parts.port  # raises for one that is no number, or too large
     except ValueError:
         return False
-    return parts.scheme in schemes and bool(parts.hostname or (parts.scheme == "unix" and parts.path))
+    return parts.scheme in schemes and bool(
+        hostless or parts.hostname or (parts.scheme == "unix" and parts.path)
+    )
 
 
 def mail(name: str) -> dict[str, Any]:
@@ -132,7 +161,7 @@ def mail(name: str) -> dict[str, Any]:
     if not value:
         return {"EMAIL_BACKEND": "django.core.mail.backends.dummy.EmailBackend"}
     schemes = ("smtp", "smtp+tls", "smtp+ssl", "consolemail", "filemail")
-    parts = urlsplit(value)
+    parts = urlsplit(value if _is_address(value, schemes, hostless=True) else "")
     if parts.scheme not in schemes or (parts.scheme.startswith("smtp") and not parts.hostname):
         # Never the value: it carries a password.
         raise ImproperlyConfigured(f"{name} cannot be used: write smtp+tls://user:password@host:587.")

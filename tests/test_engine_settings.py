@@ -179,8 +179,9 @@ def test_every_variable_is_documented_in_the_example():
 
 
 KINDS = {
-    "text": "text", "flag": "flag", "whole": "whole number", "seconds": "seconds", "choice": "choice",
-    "names": "list", "networks": "list of networks", "folder": "folder", "address": "URL", "mail": "URL",
+    "text": "text", "word": "text", "flag": "flag", "whole": "whole number", "seconds": "seconds", "choice": "choice",
+    "names": "list", "hosts": "list", "origins": "list", "networks": "list of networks", "folder": "folder",
+    "address": "URL", "mail": "URL",
     "postgres": "URL", "prices": "JSON",
 }  # fmt: skip
 
@@ -206,7 +207,7 @@ def test_the_example_gives_each_variable_its_type_and_its_default():
         ):  # only whether it is set
             assert kind == KINDS[call.func.id], f"{name}: .env.example says [{KINDS[call.func.id]}] above it"
         given = [*call.args[1:2], *(word.value for word in call.keywords if word.arg == "default")]
-        if call.func.id in ("text", "flag", "whole", "seconds", "choice") and given and default:
+        if call.func.id in ("text", "word", "flag", "whole", "seconds", "choice") and given and default:
             literal = given[0].value if isinstance(given[0], ast.Constant) else None
             wanted = {True: "1", False: "0"}.get(literal) if isinstance(literal, bool) else literal
             assert literal is None or str(wanted).removesuffix(".0") == default.removesuffix(".0"), name
@@ -223,6 +224,19 @@ def test_the_example_gives_each_variable_its_type_and_its_default():
         ("ENGINE_S3_ENDPOINT", "http://minio:9000"),  # without a bucket
         ("AWS_ACCESS_KEY_ID", "half of a pair"),
         ("LOG_FORMAT", "xml"),
+        ("EMAIL_URL", "smtp://[::1"),
+        ("ENGINE_HOST", "http://0.0.0.0"),
+        ("ALLOWED_HOSTS", "https://engine.example"),
+        ("ALLOWED_HOSTS", "engine.example:8000"),
+        ("CSRF_TRUSTED_ORIGINS", "engine.example"),
+        ("ENGINE_S3_BUCKET", "s3://bucket/folder"),
+        ("ENGINE_S3_PREFIX", "/artifacts"),
+        ("OPENAI_API_KEY", "Bearer sk-hunter2"),
+        ("E2B_API_KEY", "e2b_hunter2\u200b"),
+        ("ENGINE_MAIL_FROM", "engine"),
+        ("ENGINE_WORKER_HEALTH_FILE", "/nowhere/at/all"),
+        ("SECURE_SSL_REDIRECT", "maybe"),
+        ("SECRET_KEY", "one line\nand another, as pasted from a file with more than it should hold"),
     ],
 )
 def test_a_value_that_would_fail_later_stops_the_start_by_name(tmp_path, name, value):
@@ -230,6 +244,7 @@ def test_a_value_that_would_fail_later_stops_the_start_by_name(tmp_path, name, v
 
     assert loaded.returncode != 0
     assert f"ImproperlyConfigured: {name}" in loaded.stderr
+    assert "hunter2" not in loaded.stderr
 
 
 def test_only_settings_read_the_environment():
