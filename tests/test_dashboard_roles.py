@@ -15,10 +15,10 @@ from agents.models import Agent
 from apikeys.models import AuditRow
 from engine.dashboard.roles import ROLES
 from jobs.admin.answer_forms import AnswerForm
-from jobs.models import Job
+from jobs.models import Job, SavedView
 from jobs.notifying.models import Delivery, WebhookEndpoint
 from tests.agents import make_card, staff, words  # noqa: F401  (a fixture)
-from tests.dashboard import asking, sole_question
+from tests.dashboard import asking, make_artifact, sole_question
 from tests.factories import make_key
 from tests.jobs import (
     claim_one,
@@ -305,6 +305,49 @@ def test_a_page_is_seen_by_its_roles_alone(role: str) -> None:
     seen = {address: browser.get(address).status_code for address in PAGES}
 
     assert seen == {address: 200 if role in roles else 403 for address, roles in PAGES.items()}
+
+
+def test_nothing_about_a_job_agent_or_key_is_read_without_a_role() -> None:
+    job, agent, key = asking(), _agent(), make_key().key
+    artifact = make_artifact(job, "a.txt", b"x", "text/plain")
+    of_job = [
+        *("", "parts/", "log.txt", "events.ndjson", "fork/"),
+        *(f"artifacts/{artifact.id}/", f"artifacts/{artifact.id}/preview/"),
+    ]
+    addresses = [
+        *(f"/admin/jobs/job/{job.id}/{page}" for page in of_job),
+        *(f"/admin/jobs/job/{page}/" for page in ("overview", f"trials/{job.id}")),
+        *(f"/admin/agents/agent/{agent.id}/{page}" for page in ("", "edit/", "diff/")),
+        *(f"/admin/apikeys/apikey/{key.id}/{page}/" for page in ("change", "revoke")),
+        f"/admin/apikeys/project/{key.project_id}/change/",
+    ]
+    browser = browser_of(NOBODY)
+
+    assert {address: browser.get(address).status_code for address in addresses} == dict.fromkeys(
+        addresses, 403
+    )
+
+
+def test_what_a_form_asks_while_it_is_filled_in_needs_the_right_to_send_it() -> None:
+    address, form = _submit()
+    _, agent_form = _new_agent()
+    viewer = browser_of("viewer")
+
+    assert viewer.post(f"{address}foresee/", form).status_code == 403
+    assert viewer.post("/admin/agents/agent/check/", agent_form).status_code == 403
+    assert browser_of("operator").post(f"{address}foresee/", form).status_code == 200
+    assert browser_of("author").post("/admin/agents/agent/check/", agent_form).status_code == 200
+
+
+def test_a_view_is_forgotten_by_whoever_keeps_it_with_an_audit_row() -> None:
+    viewer, other = browser_of("viewer"), browser_of("operator")
+    viewer.post(*_save_view())
+    forget = f"/admin/jobs/job/views/{SavedView.objects.get().id}/forget/"
+
+    assert browser_of(NOBODY).post(forget).status_code == 403
+    assert other.post(forget).status_code == 404
+    assert viewer.post(forget).status_code == 302
+    assert AuditRow.objects.filter(action="view.forgotten", actor="user:the-viewer").count() == 1
 
 
 def test_the_sidebar_offers_what_a_role_may_see() -> None:
