@@ -40,7 +40,6 @@ MULTIPART_OVERHEAD = 64 * 1024  # boundaries, part headers and plain fields besi
 LINGER_SECONDS = (
     30.0  # after a refusal the rest of the body is thrown away this long, so that the client can read
 )
-STALL_SECONDS = 60.0  # a client that takes nothing of its answer for so long is cut off
 PROBLEM = b"application/problem+json"
 SOCKETS = b"/ws/"
 
@@ -65,10 +64,10 @@ class Backpressure:
         self._room.set()
 
     async def room(self) -> None:
-        """Return once the client has room for more. Raises ClientGone if it does not read for STALL_SECONDS."""
+        """Return once the client has room for more. Raises ClientGone if it does not read for ENGINE_STALL_SECONDS."""
         if not self._room.is_set():
             try:
-                await asyncio.wait_for(self._room.wait(), STALL_SECONDS)
+                await asyncio.wait_for(self._room.wait(), settings.ENGINE_STALL_SECONDS)
             except TimeoutError:
                 raise ClientGone("The client stopped reading") from None
 
@@ -259,7 +258,7 @@ class WebServer(Server):
         """Just before the reactor runs: nothing has been accepted yet."""
         self.ws_factory.protocol = Socket
         # Autobahn cuts off after a second; a slow client still has what came before the close frame to read.
-        self.ws_factory.closeHandshakeTimeout = STALL_SECONDS
+        self.ws_factory.closeHandshakeTimeout = settings.ENGINE_STALL_SECONDS
         self.listener.setblocking(False)
         self.port = reactor.adoptStreamPort(self.listener.fileno(), self.listener.family, Factory(self))
         self.listener.close()  # the port has a descriptor of its own

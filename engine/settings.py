@@ -317,6 +317,13 @@ ENGINE_JSON_MAX_DEPTH = whole("ENGINE_JSON_MAX_DEPTH", 32, least=4, most=200)
 ENGINE_JSON_MAX_KEYS = whole("ENGINE_JSON_MAX_KEYS", 50_000, least=100)
 ENGINE_JSON_MAX_ITEMS = whole("ENGINE_JSON_MAX_ITEMS", 100_000, least=100)
 ENGINE_JSON_MAX_STRING = whole("ENGINE_JSON_MAX_STRING", 1_000_000, least=1000)
+# Event streams, sockets and waiting requests open at once in one web process, and those of one key or session.
+ENGINE_MAX_STREAMS = whole("ENGINE_MAX_STREAMS", 5_000, least=1)
+ENGINE_MAX_STREAMS_PER_KEY = whole("ENGINE_MAX_STREAMS_PER_KEY", 500, least=1)
+# What one process keeps of a followed job's newest events, for all who watch it. Who is further behind reads the table.
+ENGINE_STREAM_BUFFER_BYTES = whole("ENGINE_STREAM_BUFFER_BYTES", 256 * 1024, least=1024)
+# A client that takes nothing of its answer or stream for so long is cut off.
+ENGINE_STALL_SECONDS = seconds("ENGINE_STALL_SECONDS", 60.0)
 DATA_UPLOAD_MAX_MEMORY_SIZE = ENGINE_MAX_BODY_BYTES
 FILE_UPLOAD_MAX_MEMORY_SIZE = MEGABYTE  # larger files are spooled to disk
 FILE_UPLOAD_TEMP_DIR = ENGINE_HOME / "tmp"

@@ -3,7 +3,7 @@
 Each frame is one event, the same JSON object as in GET …/logs. A client that was cut off connects again with the last
 `seq` it saw as `after`. How to say who you are: an `Authorization` header; or the subprotocols `engine.v1` and
 `bearer.KEY` together; or `ticket=` with a ticket of POST /api/v1/stream-tickets; or, on the dashboard's own pages, the
-session. Close codes are the members of `CloseCode`. A client that takes nothing for a minute is cut off.
+session. Close codes are the members of `CloseCode`. A client that takes nothing for ENGINE_STALL_SECONDS is cut off.
 """
 
 import asyncio

@@ -22,6 +22,7 @@ from datetime import datetime
 from typing import Any, Protocol, TypeVar
 from uuid import UUID
 
+from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 from django.db import Error as DatabaseTrouble
 from django.db import close_old_connections, connection
@@ -46,12 +47,10 @@ RETRY_SECONDS = 0.5
 PAGE = 500
 # Jobs per read.
 JOBS_A_READ = 500
-# What one job's ring holds at most.
-RING_LINES, RING_BYTES = 1_000, 256 * 1024
+# What one job's ring holds at most, beside ENGINE_STREAM_BUFFER_BYTES.
+RING_LINES = 1_000
 # Threads, and so database connections, that read.
 THREADS = 4
-# Streams that one process serves, and that one credential may have open in it.
-MOST_WATCHES, MOST_WATCHES_EACH = 5_000, 500
 
 FINAL_TYPES = frozenset(f"job.{status}" for status in Job.FINAL)
 
@@ -115,7 +114,9 @@ class Feed:
                 self.final = line
         taken = min((watch.cursor for watch in self.watches), default=self.head)  # by everybody
         while self._ring and (
-            self._ring[0].seq <= taken or len(self._ring) > RING_LINES or self._bytes > RING_BYTES
+            self._ring[0].seq <= taken
+            or len(self._ring) > RING_LINES
+            or self._bytes > settings.ENGINE_STREAM_BUFFER_BYTES
         ):
             oldest = self._ring.popleft()
             self.floor = oldest.seq
@@ -216,7 +217,7 @@ class Hub:
         Whoever asks has made sure that `access` allows it; from then on the hub does. Raises TooManyStreams.
         """
         each = sum(watch.access.name == access.name for watch in self._watches)
-        if each >= MOST_WATCHES_EACH or len(self._watches) >= MOST_WATCHES:
+        if each >= settings.ENGINE_MAX_STREAMS_PER_KEY or len(self._watches) >= settings.ENGINE_MAX_STREAMS:
             raise TooManyStreams(headers={"Retry-After": "5"})
         self._start()
         feed = self._feeds.get(job_id)

@@ -8,8 +8,11 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+from django.conf import settings as installed
 from django.db import DatabaseError
 
+from engine.bridge import ClientGone
+from engine.server import Backpressure
 from jobs import hub as hubs
 from jobs.errors import TooManyStreams
 from jobs.hub import AccessEnded, Hub, HubFailed, Line, Watch
@@ -173,7 +176,7 @@ def test_a_slow_reader_keeps_nothing_in_memory_and_loses_nothing(table: Table) -
             await take(quick, table.head(job))
         (feed,) = hub._feeds.values()
 
-        assert feed._bytes <= hubs.RING_BYTES
+        assert feed._bytes <= installed.ENGINE_STREAM_BUFFER_BYTES
         assert len(feed._ring) <= hubs.RING_LINES
         assert feed.floor > slow.cursor
         assert await take(slow, 10_001) == list(range(2, 10_002))
@@ -308,8 +311,8 @@ def test_a_fault_in_the_hub_sends_its_watchers_away_instead_of_letting_them_wait
     assert "a fault of ours" in caplog.text
 
 
-def test_streams_are_capped_for_each_right(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hubs, "MOST_WATCHES_EACH", 2)
+def test_streams_are_capped_for_each_right(table: Table, settings: Any) -> None:
+    settings.ENGINE_MAX_STREAMS_PER_KEY = 2
     job = uuid4()
 
     async def test(hub: Hub) -> None:
@@ -322,6 +325,38 @@ def test_streams_are_capped_for_each_right(table: Table, monkeypatch: pytest.Mon
         follow(hub, table, job)
 
     run(test)
+
+
+def test_streams_are_capped_for_a_process(table: Table, settings: Any) -> None:
+    settings.ENGINE_MAX_STREAMS = 2
+
+    async def test(hub: Hub) -> None:
+        first = follow(hub, table, uuid4())
+        follow(hub, table, uuid4(), access=Right("other"))
+        with pytest.raises(TooManyStreams):
+            follow(hub, table, uuid4(), access=Right("third"))
+        first.close()
+        follow(hub, table, uuid4(), access=Right("third"))
+
+    run(test)
+
+
+def test_a_client_that_does_not_read_is_waited_for_and_then_cut_off(settings: Any) -> None:
+    async def test() -> None:
+        client = Backpressure()
+        await client.room()
+        client.pauseProducing()
+        settings.ENGINE_STALL_SECONDS = 600.0
+        waiting = asyncio.create_task(client.room())
+        await asyncio.sleep(0)
+        client.resumeProducing()
+        await waiting
+        client.pauseProducing()
+        settings.ENGINE_STALL_SECONDS = 0.01
+        with pytest.raises(ClientGone):
+            await client.room()
+
+    asyncio.run(test())
 
 
 def test_a_notification_may_hold_anything() -> None:
