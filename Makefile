@@ -80,6 +80,11 @@ drill-backup:
 	@$(BIN)/python manage.py build_runtime
 	@DJANGO_SETTINGS_MODULE=engine.settings exec $(BIN)/python -m drills.backup
 
+# The release before on this release's tables (docs/deployment.md): REVISION=v0.1.0, or what the drill finds.
+upgrade-check:
+	@requirements/install test
+	@exec $(BIN)/python -m drills.upgrade $(if $(REVISION),--revision $(REVISION))
+
 # Both images, step by step in bare Debian trees, and a job through them. As root, with debootstrap; says so if it cannot.
 prove-images:
 	@requirements/install test
