@@ -128,6 +128,12 @@ def capped(count: int) -> str:
 
 
 @register.filter
+def whole(count: int) -> str:
+    """A count that is exact: "12,345"."""
+    return f"{count:,}"
+
+
+@register.filter
 def short_number(count: int) -> str:
     """A large count in three digits or so: "1.2 M"."""
     for size, letter in ((10**9, "G"), (10**6, "M"), (10**4, "k")):
