@@ -7,6 +7,7 @@ Every sandbox is used once. A few are started ahead ("warm"); they differ in not
 """
 
 import asyncio
+import errno
 import itertools
 import logging
 import platform
@@ -94,7 +95,12 @@ class LocalProvider(Provider):
             self.health = ProviderHealth(True, self.name, f"{self.sandbox_type.program}, {host.ready.limits}")
             self.pool.start()
         except (SandboxError, OSError) as error:
-            remedy = getattr(error, "remedy", "") or self.sandbox_type.remedy_for(str(error))
+            # Of a full disk; where bubblewrap says the same, it is namespaces that there is no room for.
+            full = isinstance(error, OSError) and error.errno == errno.ENOSPC
+            remedy = (
+                "make room under ENGINE_HOME and ENGINE_RUNTIME_DIR" if full else getattr(error, "remedy", "")
+            )
+            remedy = remedy or self.sandbox_type.remedy_for(str(error))
             self.health = ProviderHealth(False, self.name, str(error), remedy)
         return self.health
 
