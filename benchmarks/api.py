@@ -48,7 +48,7 @@ from jobs.models import Artifact, Job
 
 CLIENTS, CONNECTIONS = 4, 10
 PATH = "/api/v1/jobs?limit=1"
-WAITING, DOWNLOADS = int(os.environ.get("W", 100)), int(os.environ.get("D", 50))
+WAITING, DOWNLOADS = 100, 50
 ARTIFACT_BYTES = 50_000_000
 # A slow download: so much at a time, ten times a second.
 SIP = 8 * 1024

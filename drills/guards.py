@@ -12,25 +12,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
+from drills.guard import Guard
+from drills.guards_api import API_GUARDS
 from engine.embedded import EmbeddedServer
 
 ROOT = Path(__file__).resolve().parent.parent
 TEST_SECONDS = 300
 LEFT_OUT = shutil.ignore_patterns(".git", ".venv", ".engine", "__pycache__", ".mypy_cache", ".ruff_cache")
-
-
-@dataclass(frozen=True)
-class Guard:
-    """What protects, the lines that do it, what stands there without it, and the test that must then fail."""
-
-    name: str
-    file: str
-    lines: str
-    without: str
-    test: str
 
 
 QUEUE, INTERLEAVING = "tests/test_jobs_queue.py", "tests/test_jobs_interleaving.py"
@@ -278,7 +268,7 @@ GUARDS = [
 
 def main(arguments: Sequence[str]) -> int:
     """Try all guards, or those whose name holds the first argument."""
-    chosen = [guard for guard in GUARDS if not arguments or arguments[0] in guard.name]
+    chosen = [guard for guard in [*GUARDS, *API_GUARDS] if not arguments or arguments[0] in guard.name]
     with tempfile.TemporaryDirectory(prefix="guards-") as folder:
         tree = Path(folder) / "tree"
         shutil.copytree(ROOT, tree, ignore=LEFT_OUT, symlinks=True)
@@ -306,7 +296,7 @@ def _try(guard: Guard, tree: Path, home: Path) -> bool:
         path.write_text(before)
     test = guard.test.partition("::")
     print(
-        f"| {guard.name} | `{guard.file}` | {verdict} | `{test[2]}` | {time.monotonic() - began:.0f} |",
+        f"| {guard.name} | `{guard.file}` | {verdict} | `{test[2] or test[0]}` | {time.monotonic() - began:.0f} |",
         flush=True,
     )
     return verdict == "red"

@@ -258,6 +258,13 @@ def test_faults_and_unknown_fields_are_all_reported_with_pointers(web: Client) -
     ]
 
 
+def test_an_unknown_field_alone_is_refused(web: Client) -> None:
+    answer = send(web, b'{"name": "a", "nmae": 1}', path="/api/form")
+
+    assert answer.status_code == 422
+    assert [fault["pointer"] for fault in answer.json()["errors"]] == ["/nmae"]
+
+
 def test_the_detail_names_the_first_fault_and_counts_the_others(web: Client) -> None:
     body = json.dumps({"name": "x", "b": 1, "c": 2}).encode()
 
