@@ -4,7 +4,7 @@ BIN := .venv/bin
 LOCK := $(BIN)/uv pip compile --universal --generate-hashes --no-header --python-version 3.11 --quiet
 export PYTHON
 
-.PHONY: run install test lint bench lock chaos drain guards walk drill-people drill-backup drill-hosts drill-failover prove-images lint-deploy
+.PHONY: run install test lint bench lock chaos drain guards walk drill-people drill-backup drill-hosts drill-failover drill-redis drill-bucket prove-images lint-deploy
 
 run:
 	@requirements/install runtime
@@ -106,3 +106,14 @@ drill-failover:
 	@requirements/install test
 	@$(BIN)/python manage.py build_runtime
 	@exec $(BIN)/python -m drills.failover $(if $(SEED),--seed $(SEED))
+
+# Redis and the bucket away under load, and back.
+drill-redis:
+	@requirements/install test
+	@$(BIN)/python manage.py build_runtime
+	@exec $(BIN)/python -m drills.redis_away
+
+drill-bucket:
+	@requirements/install test
+	@$(BIN)/python manage.py build_runtime
+	@exec $(BIN)/python -m drills.bucket

@@ -6,7 +6,7 @@ import psycopg
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 from django.db import InterfaceError, OperationalError, connection, connections
-from psycopg.conninfo import make_conninfo
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 
 def direct_dsn() -> str:
@@ -70,13 +70,15 @@ def pooling_problem() -> str:
     if is_embedded():
         return ""
     try:
-        with psycopg.connect(direct_dsn()) as session:
-            limit = session.execute("SELECT current_setting('lock_timeout')").fetchone()
+        # A name that no role has set: what is asked for at the start has to be there afterwards.
+        options = f"{conninfo_to_dict(direct_dsn()).get('options', '')} -c engine.session=kept".strip()
+        with psycopg.connect(make_conninfo(direct_dsn(), options=options)) as session:
+            kept = session.execute("SELECT current_setting('engine.session', true)").fetchone()
     except psycopg.OperationalError as error:
         if "startup parameter" not in str(error):  # PgBouncer's words
             raise
-        limit = None
-    if limit is not None and limit[0] != "0":
+        kept = None
+    if kept == ("kept",):
         return ""
     if settings.DIRECT_DATABASE is not None:
         return (

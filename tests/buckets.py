@@ -19,7 +19,7 @@ class Quiet(WSGIRequestHandler):
 
 
 class BucketServer:
-    """`fault` is empty, or `full`, `slow` (answers once `release` is set) or `down` (closes the connection's ear)."""
+    """`fault` is empty, or `full`, `slow` (answers once `release` is set), `broken`, `locked`; see also `go_down`."""
 
     def __init__(self) -> None:
         logging.getLogger("werkzeug").setLevel(logging.ERROR)
@@ -28,13 +28,16 @@ class BucketServer:
         self.faults_left = -1  # how many more requests meet it; -1: all
         self.release = threading.Event()
         self.writes = 0
-        self.server = make_server("127.0.0.1", 0, self.answer, threaded=True, request_handler=Quiet)
+        self.listen(0)
         self.url = f"http://127.0.0.1:{self.server.server_port}"
+
+    def listen(self, port: int) -> None:
+        self.server = make_server("127.0.0.1", port, self.answer, threaded=True, request_handler=Quiet)
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
     def answer(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         fault = self.fault if self.faults_left else ""
-        if "Credential=wrong" in environ.get("HTTP_AUTHORIZATION", ""):
+        if fault == "locked" or "Credential=wrong" in environ.get("HTTP_AUTHORIZATION", ""):
             return refuse(start_response, "403 Forbidden", "InvalidAccessKeyId")
         if fault and self.faults_left > 0:
             self.faults_left -= 1
@@ -47,6 +50,11 @@ class BucketServer:
         self.writes += environ["REQUEST_METHOD"] == "PUT"
         answered: Iterable[bytes] = self.app(environ, start_response)
         return answered
+
+    def go_down(self) -> None:
+        """Refuse connections, until `listen` on the same port."""
+        self.server.shutdown()
+        self.server.server_close()
 
     def close(self) -> None:
         self.release.set()

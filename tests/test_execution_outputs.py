@@ -6,6 +6,7 @@ import threading
 from collections.abc import AsyncIterator
 from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,8 +14,10 @@ from django.core.files.storage import InMemoryStorage, storages
 
 from jobs import storage
 from jobs.execution import outputs
+from jobs.execution.attempt import _trouble
 from jobs.execution.outcomes import HandedBack
-from jobs.execution.ports import InputFile
+from jobs.execution.ports import AttemptControl, InputFile
+from jobs.storage import StorageFailed
 from tests.execution_harness import ENDED, MakeStory, failure_of, result_of
 
 RESULT = {"t": "result", "result": None}
@@ -240,6 +243,27 @@ def test_storage_that_fails_hands_the_job_back(
     story, _ = make_story.scripted(RESULT, ENDED, files={"outputs/a": b"x"})
 
     assert isinstance(story.attempt(), HandedBack)
+
+
+@pytest.mark.parametrize(("attempt", "times"), [(1, 1), (3, 3), (100, 8)])
+def test_the_longer_the_storage_is_away_the_seldomer_a_job_looks_for_it(
+    make_story: MakeStory, monkeypatch: pytest.MonkeyPatch, attempt: int, times: int
+) -> None:
+    waited: list[float | None] = []
+
+    async def first(*happenings: asyncio.Event, seconds: float | None = None) -> None:
+        waited.append(seconds)
+
+    monkeypatch.setattr("jobs.execution.attempt.PAUSE_SECONDS", (2.0, 2.0))
+    monkeypatch.setattr("jobs.execution.attempt.first", first)
+    recorder: Any = SimpleNamespace(event=lambda *_, **__: None)
+
+    async def handed_back() -> bool:
+        outcome = await _trouble(StorageFailed("away"), recorder, AttemptControl(), attempt=attempt)
+        return isinstance(outcome, HandedBack)
+
+    assert asyncio.run(handed_back())
+    assert waited == [2.0 * times]
 
 
 def test_input_files_reach_the_agent(make_story: MakeStory) -> None:

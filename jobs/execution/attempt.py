@@ -38,6 +38,7 @@ from jobs.storage import BlobMissing, StorageFailed
 
 # A job that goes back because its surroundings are not ready keeps its slot so long: else it would come round at once.
 PAUSE_SECONDS = (1.0, 3.0)
+MOST_PAUSES = 8
 MOST_INSTALLER_LINES = 200
 
 
@@ -62,7 +63,7 @@ async def run_attempt(
     except LeaseLostError:
         return LeaseLost()
     except (SandboxError, StorageFailed) as error:
-        outcome = await _trouble(error, recorder, control)
+        outcome = await _trouble(error, recorder, control, attempt=job.attempt)
     if control.lease_lost.is_set():
         return LeaseLost()
     if control.cancel.is_set() and not isinstance(outcome, Completed):
@@ -136,7 +137,7 @@ async def _checked(job: ClaimedJob, completed: Completed) -> Outcome:
 
 
 async def _trouble(
-    error: SandboxError | StorageFailed, recorder: Recorder, control: AttemptControl
+    error: SandboxError | StorageFailed, recorder: Recorder, control: AttemptControl, *, attempt: int
 ) -> Outcome:
     """What an outside service's failure means for the job."""
     match error:
@@ -170,6 +171,10 @@ async def _trouble(
         case SandboxBusy() | StorageFailed():
             recorder.event("log", message=f"The job goes back to the queue: {error}", level="warning")
             pause = random.uniform(*PAUSE_SECONDS)  # noqa: S311  (spread, not secrecy)
+            if isinstance(
+                error, StorageFailed
+            ):  # it may be away for an hour, and each attempt is kept for ever
+                pause *= min(attempt, MOST_PAUSES)
             await first(control.cancel, control.hand_back, control.lease_lost, seconds=pause)
             return HandedBack(str(error))
         case _:
