@@ -83,9 +83,14 @@ class Wanted:
         """Whether the order of ids alone finds them: no filter, or a project's."""
         return not (self.status or self.agent or self.error_code or self.ended_within or self.has_used_today)
 
+    @property
+    def is_by_end(self) -> bool:
+        """Whether the last ended come first. Of an agent or an error the newest do: it may be rare among what ended."""
+        return self.ended_within is not None and not (self.agent or self.error_code or self.has_used_today)
+
 
 def newest(wanted: Wanted, *, reach: int) -> list[UUID]:
-    """The ids of up to `reach` jobs, newest first; with `ended_within`, the last ended first."""
+    """The ids of up to `reach` jobs, newest first, or the last ended first (`is_by_end`)."""
     params: dict[str, Any] = {"reach": reach, "error": wanted.error_code}
     narrow = ""
     if wanted.project:
@@ -99,7 +104,7 @@ def newest(wanted: Wanted, *, reach: int) -> list[UUID]:
         narrow += " AND job.finished_at > statement_timestamp() - make_interval(secs => %(seconds)s)"
     if wanted.has_used_today:
         sql = USED.format(used=usage.JOBS_OF_TODAY, narrow=narrow + _of_rows(wanted))
-    elif wanted.ended_within:
+    elif wanted.is_by_end:
         sql = ENDED.format(narrow=narrow + _of_rows(wanted))
     else:
         sql = _by_index(wanted, narrow)

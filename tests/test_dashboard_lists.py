@@ -81,8 +81,15 @@ def test_no_page_reads_more_of_a_big_table_than_it_shows(
     ]
     queries += ["agent=counter&status=failed&project=globex", "error=agent_failed", "error=other", "q=words"]
     queries += ["ended=1h", "status=failed&ended=1h", f"q={job.id}", "q=words&agent=counter&status=failed"]
+    queries += ["status=failed&ended=7d", "status=cancelled&ended=7d", "used=today"]
     addresses = [f"{LIST}?{query}" for query in queries]
-    addresses += ["/admin/", f"{LIST}overview/", f"{LIST}{job.id}/", "/admin/jobs/question/"]
+    addresses += [
+        "/admin/",
+        "/admin/?window=7d",
+        f"{LIST}overview/",
+        f"{LIST}{job.id}/",
+        "/admin/jobs/question/",
+    ]
     addresses += ["/admin/jobs/question/?answered", "/admin/jobs/worker/", "/admin/agents/agent/"]
 
     read = {address: most_read(browser, address) for address in addresses}

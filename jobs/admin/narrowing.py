@@ -63,7 +63,7 @@ def found(parameters: Mapping[str, Any], *, reach: int) -> list[Job]:
 
 def order(parameters: Mapping[str, Any]) -> tuple[str, ...]:
     """Newest first; of those that ended within a time, the last ended first."""
-    return ("-finished_at", "-id") if wanted(parameters).ended_within else ("-id",)
+    return ("-finished_at", "-id") if wanted(parameters).is_by_end else ("-id",)
 
 
 def _conditions(asked: Wanted) -> Q:
