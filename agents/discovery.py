@@ -19,6 +19,7 @@ from agents.health import Health, health, success_rate, typical_duration, unavai
 from agents.models import Agent, AgentStats, AgentVersion
 from agents.queries import Ranked
 from apikeys.callers import Caller
+from engine.meters import DISCOVERY_SECONDS
 
 logger = logging.getLogger(__name__)
 
@@ -118,6 +119,7 @@ class Discovery:
         }
 
 
+@DISCOVERY_SECONDS.time()
 def discover(by: Caller, task: str, *, limit: int = 5, filters: Filters | None = None) -> Discovery:
     """Rank the agents that the caller sees for a task. Writes nothing but a calibration; any transaction will do.
 

@@ -17,6 +17,7 @@ from apikeys.errors import RateLimited
 from apikeys.models import ApiKey
 from apikeys.queries import Count, count_request
 from apikeys.redis_counters import count_in_redis
+from engine.meters import RATE_LIMIT_REFUSALS
 
 if TYPE_CHECKING:
     from rest_framework.views import APIView  # it imports this module: DEFAULT_..._CLASSES
@@ -53,6 +54,7 @@ def count_key(key: ApiKey, counts: list[Count]) -> None:
         )
         counts.append(counted)
         if counted.is_over:
+            RATE_LIMIT_REFUSALS.inc()
             raise RateLimited(
                 f"The key may send {counted.limit} requests in {counted.seconds} seconds",
                 headers={"Retry-After": str(max(1, math.ceil(counted.resets_in)))},

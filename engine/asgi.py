@@ -14,8 +14,10 @@ from channels.auth import AuthMiddlewareStack  # noqa: E402
 from channels.routing import URLRouter  # noqa: E402
 from django.conf import settings  # noqa: E402
 
+from engine import meters  # noqa: E402
 from engine.bridge import (  # noqa: E402
     BODY,
+    ROUTE,
     ASGIApplication,
     Bridge,
     ClientGone,
@@ -33,6 +35,7 @@ from engine.routing import WEBSOCKET_ROUTES, async_app_for  # noqa: E402
 
 ID_HEADER = REQUEST_ID_HEADER.lower().encode()
 access = logging.getLogger("engine.access")
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 bridge = Bridge(django_wsgi, threads=settings.ENGINE_WEB_THREADS)
 websockets: ASGIApplication = OriginCheck(AuthMiddlewareStack(URLRouter(WEBSOCKET_ROUTES)))
@@ -99,8 +102,14 @@ class Reporter:
 
     def log(self) -> None:
         """One line: method, path, status, milliseconds. No query string: it may hold what is not ours to keep."""
-        took = (time.monotonic() - self.started) * 1000
-        access.info("%s %s %s %.1f ms", self.scope["method"], self.scope["path"], self.status or "-", took)
+        took = time.monotonic() - self.started
+        method, path = self.scope["method"], self.scope["path"]
+        access.info("%s %s %s %.1f ms", method, path, self.status or "-", took * 1000)
+        waited = "url_route" in self.scope  # a stream, or a request that waits: its time says nothing
+        route = self.scope.get(ROUTE, "stream" if waited else "none")
+        meters.observe_http(
+            f"{method if method in METHODS else 'OTHER'} {route}", self.status, None if waited else took
+        )
 
 
 def replayed(scope: Scope, receive: Receive) -> Receive:

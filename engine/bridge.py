@@ -29,6 +29,8 @@ Headers: TypeAlias = list[tuple[bytes, bytes]]
 
 # Our server hands over the body as a file under this name in scope["extensions"]: it is on disk if it is large.
 BODY = "engine.body"
+# Under this name in request.META lies the ASGI scope, and in the scope, once it is known, the route (see meters).
+SCOPE, ROUTE = "engine.scope", "engine.route"
 IN_MEMORY_BYTES = 128 * 1024
 CHUNK_BYTES = 256 * 1024
 # Requests that may wait for a thread. More would only wait until their clients give up.
@@ -195,6 +197,7 @@ def environ_for(scope: Scope, body: BinaryIO) -> dict[str, Any]:
         "wsgi.multiprocess": True,
         "wsgi.run_once": False,
         "wsgi.file_wrapper": FileBody,
+        SCOPE: scope,
     }
     for raw_name, raw_value in scope["headers"]:
         name, value = raw_name.decode("latin-1").upper().replace("-", "_"), raw_value.decode("latin-1")

@@ -7,6 +7,7 @@ from typing import Final
 from django.http import HttpRequest, HttpResponseBase
 from uuid_utils.compat import uuid7
 
+from engine.bridge import ROUTE, SCOPE
 from engine.logs import log_fields
 
 GetResponse = Callable[[HttpRequest], HttpResponseBase]
@@ -32,8 +33,18 @@ class RequestIdMiddleware:
         request.request_id = given  # type: ignore[attr-defined]  # read by engine.problems and audit rows
         with log_fields(request=given):
             response = self.get_response(request)
+        note_route(request)
         response[REQUEST_ID_HEADER] = given
         return response
+
+
+def note_route(request: HttpRequest) -> None:
+    """Tell the server which route took the request: `api/v1/jobs/<uuid:job_id>`, never the address itself."""
+    scope, match = request.META.get(SCOPE), request.resolver_match
+    if scope is not None and match is not None:
+        scope[ROUTE] = "/" + (match.route or "")
+    elif scope is not None and request.path_info.startswith("/health/"):
+        scope[ROUTE] = "/health"
 
 
 _STRICT = "default-src 'self'; object-src 'none'; base-uri 'none'; frame-ancestors 'none'; form-action 'self'"

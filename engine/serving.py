@@ -58,6 +58,7 @@ def serve(listener: socket.socket) -> None:
     refuse_risky_durability()
     from engine.asgi import application
     from engine.server import WebServer
+    from jobs.metering.totals import Reporter
 
     warm_up()
     host, port = listener.getsockname()[:2]
@@ -65,7 +66,12 @@ def serve(listener: socket.socket) -> None:
     def say_ready() -> None:
         print(f"Engine serves http://{bracketed(host)}:{port}", flush=True)
 
-    WebServer(application, listener, say_ready).run()
+    reporter = Reporter()
+    reporter.start()
+    try:
+        WebServer(application, listener, say_ready).run()
+    finally:
+        reporter.stop()
 
 
 def serve_in_processes(listener: socket.socket, processes: int) -> None:

@@ -7,6 +7,7 @@ from uuid import UUID
 from django.db import connection
 
 from agents.models import AgentVersion
+from engine import meters
 from jobs import claiming, models, usage
 from jobs.claiming import Claimed
 from jobs.execution.outcomes import StoredFile, Used
@@ -15,7 +16,11 @@ from jobs.execution.ports import AgentSpec, ClaimedJob, InputFile, Journal, Jour
 
 def claim(worker_id: UUID, **wanted: Any) -> list[tuple[Claimed, AgentSpec]]:
     """Claim jobs (`claiming.claim`), each with the agent that it is pinned to."""
-    jobs = claiming.claim(worker_id, **wanted)
+    with meters.CLAIM_SECONDS.time():
+        jobs = claiming.claim(worker_id, **wanted)
+    meters.CLAIMS.labels("some" if jobs else "none").inc()
+    meters.CLAIMED_JOBS.inc(len(jobs))
+    meters.EVENTS.inc(len(jobs))  # each claim tells job.started
     return [(job, _agent(job.agent_version_id)) for job in jobs]
 
 

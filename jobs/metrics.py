@@ -1,5 +1,6 @@
 """The installation in numbers, for dashboards and autoscalers: now, and over the last hour."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -11,6 +12,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from jobs import figures
+from jobs.metering import totals
 from jobs.models import Worker
 from jobs.texts import instant
 
@@ -59,25 +61,96 @@ def workers(state: str | None = None) -> list[ListedWorker]:
     return [ListedWorker(rows[row[0]], row[1], round(row[2], 3)) for row in found if row[0] in rows]
 
 
+# Sessions of other roles are seen by a role with pg_monitor; Engine's own always.
+DATABASE = """
+SELECT current_setting('max_connections')::int, pg_database_size(current_database()),
+       (SELECT jsonb_object_agg(state, number) FROM (
+            SELECT coalesce(replace(state, ' ', '_'), 'unknown') AS state, count(*) AS number FROM pg_stat_activity
+             WHERE datname = current_database() GROUP BY 1) AS states),
+       greatest((SELECT max(age(backend_xmin)) FROM pg_stat_activity),
+                (SELECT max(greatest(age(xmin), age(catalog_xmin))) FROM pg_replication_slots),
+                (SELECT max(age(transaction)) FROM pg_prepared_xacts), 0),
+       coalesce((SELECT extract(epoch FROM statement_timestamp() - min(xact_start))::float8 FROM pg_stat_activity
+                  WHERE datname = current_database() AND backend_type = 'client backend'), 0)
+"""
+
+# Partitions count as the table that they are parts of. The smallest tables are of no interest here.
+TUPLES = r"""
+SELECT coalesce(inhparent::regclass::text, relname), sum(n_live_tup)::bigint, sum(n_dead_tup)::bigint
+  FROM pg_stat_user_tables LEFT JOIN pg_inherits ON inhrelid = relid
+ WHERE relname LIKE ANY(ARRAY['jobs\_%%', 'agents\_%%', 'apikeys\_%%'])
+ GROUP BY 1 ORDER BY 1
+"""
+
+WARM = """
+SELECT coalesce(sum((health->>'warm_sandboxes')::int), 0) FROM jobs_worker
+ WHERE stopped_at IS NULL AND lease_until > statement_timestamp()
+"""
+
+OVERDUE = "SELECT count(*) FROM jobs_question WHERE status = 'open' AND expires_at < statement_timestamp()"
+
+
+def _database() -> dict[str, Any]:
+    """Connections, size, how far back the oldest snapshot reaches, and what vacuum has left to do."""
+    with connection.cursor() as cursor:
+        cursor.execute(DATABASE)
+        limit, size, states, xmin, oldest = cursor.fetchone()
+        cursor.execute(TUPLES, [])
+        tables = cursor.fetchall()
+    return {
+        "connections": json.loads(states) if isinstance(states, str) else states,
+        "connections_limit": limit,
+        "bytes": size,
+        "oldest_xmin_age": xmin,
+        "oldest_transaction_s": round(oldest, 3),
+        "live_tuples": {name: live for name, live, _ in tables},
+        "dead_tuples": {name: dead for name, _, dead in tables},
+    }
+
+
 def metrics() -> dict[str, Any]:
     """What `GET /api/v1/admin/metrics` answers. Times in milliseconds or, where the name ends in _s, seconds."""
+    return _now() | {"totals": totals.as_json(totals.read()[0])}
+
+
+def prometheus() -> str:
+    """The same in Prometheus' text format. What is not known now is left out."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Families(_now(), totals.read()[0]))
+    return generate_latest(registry).decode()
+
+
+def _now() -> dict[str, Any]:
     with connection.cursor() as cursor:
         cursor.execute(UNFINISHED, {"statuses": list(figures.UNFINISHED)})
         counts = dict(cursor.fetchall())
+        cursor.execute(WARM)
+        warm = cursor.fetchone()[0]
+        cursor.execute(OVERDUE)
+        overdue = cursor.fetchone()[0]
+    totals.tell("web")  # what this process has counted is in what it shows
     now = figures.figures()
     hour = now.past
     return {
         "at": instant(now.now),
         "jobs": {status.value: counts.get(status.value, 0) for status in figures.UNFINISHED},
         "oldest_queued_s": _age(now.now, now.oldest_queued and now.oldest_queued[1]),
-        "questions": {"open": now.open_questions, "oldest_s": _age(now.now, now.oldest_question)},
+        "events_per_s": round(totals.read()[1], 1),
+        "questions": {
+            "open": now.open_questions,
+            "overdue": overdue,
+            "oldest_s": _age(now.now, now.oldest_question),
+        },
         "workers": {
             "alive": now.workers.alive,
             "draining": now.workers.draining,
             "unable": now.workers.unable,
             "slots": now.workers.slots,
             "running": now.workers.running,
+            "warm_sandboxes": warm,
         },
+        "database": _database(),
+        "disk": {"free_bytes": now.room.disk_free, "size_bytes": now.room.disk_size},
         "last_hour": {
             "completed": hour.completed,
             "failed": hour.failed,
@@ -100,35 +173,35 @@ def metrics() -> dict[str, Any]:
 PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 
 
-def as_prometheus(numbers: dict[str, Any]) -> str:
-    """The same numbers as gauges. What is not known now is left out."""
-    registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Gauges(numbers))
-    return generate_latest(registry).decode()
-
-
-class _Gauges(Collector):
+class _Families(Collector):
     """One reading of the database, as Prometheus' client wants it."""
 
-    def __init__(self, numbers: dict[str, Any]) -> None:
-        self._numbers = numbers
+    def __init__(self, numbers: dict[str, Any], counted: totals.Totals) -> None:
+        self._numbers, self._counted = numbers, counted
 
     def describe(self) -> list[Metric]:
         """Nothing: asked for at registration, before there is a reader."""
         return []
 
     def collect(self) -> Iterator[Metric]:
-        """A family for each kind of number."""
+        """A gauge for each kind of number, then what all processes have counted."""
         for name, about, label, values in _families(self._numbers):
             family = GaugeMetricFamily(name, about, labels=[label] if label else [])
             for value, number in values.items():
                 if number is not None:
                     family.add_metric([value] if label else [], number)
             yield family
+        yield from totals.families(self._counted)
+
+
+def gauges() -> list[tuple[str, str, str, dict[str, Any]]]:
+    """Name, meaning, label and values of everything that is read at each scrape."""
+    return _families(_now())
 
 
 def _families(numbers: dict[str, Any]) -> list[tuple[str, str, str, dict[str, Any]]]:
     hour, workers, questions = numbers["last_hour"], numbers["workers"], numbers["questions"]
+    database, disk = numbers["database"], numbers["disk"]
     ended = {outcome: hour[outcome] for outcome in ("completed", "failed", "retried", "lost")}
     alive = {kind: workers[kind] for kind in ("alive", "draining", "unable")}
     slots = {kind: workers[kind] for kind in ("slots", "running")}
@@ -143,6 +216,38 @@ def _families(numbers: dict[str, Any]) -> list[tuple[str, str, str, dict[str, An
         ),
         ("engine_open_questions", "Questions that nobody has answered.", "", {"": questions["open"]}),
         ("engine_oldest_question_seconds", "Age of the oldest of them.", "", {"": questions["oldest_s"]}),
+        ("engine_questions_overdue", "Open questions whose time is over.", "", {"": questions["overdue"]}),
+        ("engine_events_per_second", "Events that workers store now.", "", {"": numbers["events_per_s"]}),
+        ("engine_warm_sandboxes", "Sandboxes that stand ready.", "", {"": workers["warm_sandboxes"]}),
+        (
+            "engine_database_connections",
+            "Sessions of the database, by state.",
+            "state",
+            database["connections"],
+        ),
+        (
+            "engine_database_connections_limit",
+            "Sessions that the database allows.",
+            "",
+            {"": database["connections_limit"]},
+        ),
+        ("engine_database_bytes", "What the database takes.", "", {"": database["bytes"]}),
+        (
+            "engine_oldest_xmin_age",
+            "Transactions since the oldest snapshot that vacuum has to respect.",
+            "",
+            {"": database["oldest_xmin_age"]},
+        ),
+        (
+            "engine_oldest_transaction_seconds",
+            "Age of the oldest transaction.",
+            "",
+            {"": database["oldest_transaction_s"]},
+        ),
+        ("engine_live_tuples", "Rows, as statistics have them.", "table", database["live_tuples"]),
+        ("engine_dead_tuples", "Rows that vacuum has yet to remove.", "table", database["dead_tuples"]),
+        ("engine_disk_free_bytes", "Room where files are kept.", "", {"": disk["free_bytes"]}),
+        ("engine_disk_size_bytes", "Size of that disk.", "", {"": disk["size_bytes"]}),
         ("engine_workers", "Workers that hold their lease.", "kind", alive),
         ("engine_slots", "Jobs that workers can run, and do.", "kind", slots),
         ("engine_last_hour_attempts", "Attempts that ended in the last hour.", "outcome", ended),

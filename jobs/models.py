@@ -19,6 +19,7 @@ from uuid_utils.compat import uuid7
 from agents.models import AgentVersion
 from apikeys.callers import Caller
 from apikeys.models import Project
+from jobs.metering import models as _metering  # noqa: F401, its tables are this app's
 from jobs.notifying import models as _notifying  # noqa: F401, its tables are this app's
 
 

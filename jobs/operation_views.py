@@ -48,4 +48,4 @@ class MetricsView(APIView):
         query_params(request, {})
         if request.accepted_renderer.format == "json":
             return Response(metrics.metrics())
-        return HttpResponse(metrics.as_prometheus(metrics.metrics()), content_type=metrics.PROMETHEUS)
+        return HttpResponse(metrics.prometheus(), content_type=metrics.PROMETHEUS)

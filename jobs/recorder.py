@@ -20,13 +20,14 @@ from django.db import InterfaceError, InternalError, OperationalError
 from uuid_utils.compat import uuid7
 
 from agents.queries import Run
+from engine import meters
 from engine.redaction import redactor_of
 from jobs import batch, queries, wakeups
 from jobs.batch import ArtifactRow, Batch, EventRow, ProgressRow, SandboxRow, StepRow
 from jobs.claiming import Claimed
 from jobs.execution.outcomes import StepBegin, StepEnd, StoredArtifact, Used
 from jobs.execution.ports import Journal, LeaseLostError
-from jobs.models import Attempt
+from jobs.models import Attempt, Job
 from jobs.settlements import AttemptKey, Settlement
 from jobs.texts import clean
 from jobs.usage import UsageRow
@@ -176,6 +177,7 @@ class Writer:
             if not waiter.done.done():
                 waiter.done.set_result(written.settled.get(waiter.key))
         self.runs += _runs(taken, written)
+        _meter(taken, written)
         changed = {str(key[0]) for key in taken.attempts() - written.refused}
         if changed:
             wakeups.notifier.send(wakeups.JOB_CHANNEL, changed)
@@ -185,6 +187,7 @@ class Writer:
     def _refuse(self, refused: set[AttemptKey], waiters: list[_Waiter]) -> None:
         self._refused |= refused
         self.late_writes_refused += len(refused)
+        meters.LATE_WRITES.inc(len(refused))
         if refused:
             log.warning("Late writes of %s attempts were refused.", len(refused))
         self._refuse_waiters([waiter for waiter in waiters if waiter.key in refused])
@@ -223,6 +226,24 @@ class Writer:
             settled={key: status for part in parts for key, status in part.settled.items()},
             queues=set().union(*(part.queues for part in parts)),
         )
+
+
+def _meter(taken: Batch, written: batch.Written) -> None:
+    """Count what a batch wrote. Each end of an attempt tells at least one event."""
+    refused = written.refused
+    kept = (
+        taken.events
+        if not refused
+        else [row for row in taken.events if (row.job_id, row.attempt) not in refused]
+    )
+    ended = [row for row in taken.settlements if row.key in written.settled]
+    meters.EVENTS.inc(len(kept) + len(ended))
+    for row in ended:
+        meters.ATTEMPTS.labels(row.outcome).inc()
+        meters.WAIT_SECONDS.observe(max(0.0, row.started_at - row.due_at))
+        meters.RUN_SECONDS.observe(max(0.0, row.ended_at - row.started_at))
+        if (status := written.settled[row.key]) in Job.FINAL:
+            meters.JOBS_ENDED.labels(status).inc()
 
 
 def _may_pass(error: Exception) -> bool:

@@ -26,7 +26,7 @@ from django.db import DatabaseError, InterfaceError, OperationalError, connectio
 from agents.queries import record_runs
 from apikeys import services as keys
 from apikeys.queries import forget_audit
-from engine import __version__
+from engine import __version__, meters
 from engine.logs import log_fields
 from jobs import aliveness, buckets, claiming, failpoints, loading, queries, retention, services, wakeups
 from jobs.claiming import Claimed
@@ -34,6 +34,7 @@ from jobs.execution import attempt, outcomes
 from jobs.execution.outcomes import Outcome
 from jobs.execution.ports import AgentSpec, AttemptControl, LeaseLostError
 from jobs.listening import Hint, HintsLost, hints
+from jobs.metering import totals
 from jobs.notifying.courier import Courier
 from jobs.platform import JobPlatform
 from jobs.queries import WorkerLeaseLost
@@ -177,7 +178,7 @@ class Incarnation:
         writing.add_done_callback(self._writing_ended)
         ticking = asyncio.create_task(self._steadily(self._tick))
         self._claiming = asyncio.create_task(self._steadily(self._claim))
-        upkeep = (self._maintain, self._listen, self._probe, self._forget, self._courier.run)
+        upkeep = (self._maintain, self._listen, self._probe, self._forget, self._report, self._courier.run)
         helpers = [self._claiming, *(asyncio.create_task(self._steadily(work)) for work in upkeep)]
         log.info("Worker %s serves queues %s with %s slots.", self.id, *self._about())
         aliveness.ready(f"Serves queues {','.join(self.options.queues)}")
@@ -194,6 +195,7 @@ class Incarnation:
             if not self._lost.is_set():
                 with contextlib.suppress(DatabaseError, InterfaceError):
                     await self._in_database(queries.stop_worker, self.id)
+                    await self._in_database(totals.tell, "worker")
             self._pool.shutdown(wait=False)
 
     async def _steadily(self, work: Callable[[], Awaitable[None]]) -> None:
@@ -329,6 +331,7 @@ class Incarnation:
             "memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
             "cpu_seconds": round(time.process_time(), 1),
             "late_writes_refused": self.writer.late_writes_refused,
+            "warm_sandboxes": self.provider.warm,
         }
 
     def _sandbox_health(self) -> dict[str, Any]:
@@ -586,6 +589,7 @@ class Incarnation:
                     await self._in_database(keys.sweep)
                     await self._in_database(buckets.fold)
                     await self._in_database(buckets.fold_hours)
+                    await self._in_database(totals.fold)
                     minute = time.monotonic() + 60
                 if time.monotonic() >= hour:
                     await self._in_database(queries.ensure_partitions)
@@ -593,6 +597,12 @@ class Incarnation:
             except (DatabaseError, InterfaceError) as error:
                 log.warning("Upkeep waits for the database: %s", str(error).strip())
             await asyncio.sleep(SWEEP_SECONDS / 2 * random.uniform(0.8, 1.2))  # noqa: S311
+
+    async def _report(self) -> None:
+        """Tell what this process has counted."""
+        while True:
+            await asyncio.sleep(totals.REPORT_SECONDS)
+            await self._in_database(totals.tell, "worker")
 
     async def _forget(self) -> None:
         """Delete old jobs and audit rows, each hour; apart from `_maintain`: it may take long, and nothing waits."""
@@ -608,6 +618,9 @@ class Incarnation:
 
     async def _sweep(self) -> None:
         swept: queries.Swept = await self._in_database(queries.sweep)
+        meters.SWEEPS.inc()
+        meters.SWEPT_JOBS.labels("queued").inc(len(swept.requeued))
+        meters.SWEPT_JOBS.labels("ended").inc(len(swept.ended))
         if swept.requeued or swept.ended:
             log.warning("Swept %s jobs of lost workers.", len(swept.requeued) + len(swept.ended))
             wakeups.notifier.send(wakeups.JOB_CHANNEL, map(str, swept.requeued + swept.ended))

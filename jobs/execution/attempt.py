@@ -33,6 +33,7 @@ from jobs.sandboxes.base import (
     SandboxUnavailable,
     kill_quietly,
 )
+from jobs.sandboxes.opening import open_sandbox
 from jobs.schemas import faults
 from jobs.storage import BlobMissing, StorageFailed
 
@@ -101,7 +102,7 @@ async def _python(
 async def _open(provider: Provider, spec: SandboxSpec, control: AttemptControl) -> Sandbox | None:
     """A sandbox, or None when the attempt is over before it began: installing requirements may take minutes."""
     failpoints.hit("sandbox.before_open")
-    opening = asyncio.create_task(provider.open(spec))
+    opening = asyncio.create_task(open_sandbox(provider, spec))
     wanted = False
     try:
         await first(opening, control.cancel, control.hand_back, control.lease_lost)

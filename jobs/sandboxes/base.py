@@ -246,6 +246,11 @@ class Provider(ABC):
 
     name: str
 
+    @property
+    def warm(self) -> int:
+        """Sandboxes that stand ready, started before they are needed."""
+        return 0
+
     @abstractmethod
     async def start(self) -> ProviderHealth:
         """Probe for real isolation, clean up what dead workers left on this host, fill the warm pool."""

@@ -85,6 +85,11 @@ class LocalProvider(Provider):
         self.starting = asyncio.Lock()
         self.closed = False
 
+    @property
+    def warm(self) -> int:
+        """How many the pool holds."""
+        return len(self.pool.ready)
+
     async def start(self) -> ProviderHealth:
         """Look for everything a sandbox needs, then open one and let a program in it try to leave."""
         try:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from django.conf import settings
 
+from engine.meters import MODEL_SECONDS
 from jobs.execution.llm.breaker import breakers
 from jobs.execution.llm.replies import Assembly, Reply, ReplyTooLarge
 from jobs.texts import clean
@@ -109,6 +110,16 @@ class Client:
 
     async def reply(self, request: Request, listener: Listener) -> Reply:
         """The model's reply, after as many tries as it takes. Raises ModelRefused, ModelUnavailable."""
+        started = time.monotonic()
+        outcome = "failed"
+        try:
+            reply = await self._reply(request, listener)
+            outcome = "answered"
+            return reply
+        finally:
+            MODEL_SECONDS.labels(outcome).observe(time.monotonic() - started)
+
+    async def _reply(self, request: Request, listener: Listener) -> Reply:
         breaker = breakers[self.base_url]
         for number in range(1, MOST_TRIES + 1):
             while delay := breaker.delay():

@@ -32,6 +32,7 @@ from jobs.sandboxes.base import (
     SandboxSpec,
     kill_quietly,
 )
+from jobs.sandboxes.opening import open_sandbox
 
 # What of the sandbox's files is carried over a pause or a crash.
 MOST_KEPT_BYTES = 256 * 1024 * 1024
@@ -91,7 +92,7 @@ class Workbench:
             return
         with ExitStack() as stack:
             spec = await asyncio.to_thread(self._spec, stack)
-            opening = asyncio.create_task(self.provider.open(spec))
+            opening = asyncio.create_task(open_sandbox(self.provider, spec))
             try:
                 await first(opening, self.control.cancel, self.control.hand_back, self.control.lease_lost)
                 if not opening.done():

@@ -1,0 +1,18 @@
+"""Sandboxes opened, counted and timed: the one way in which attempts get theirs."""
+
+import time
+
+from engine.meters import SANDBOX_FAILURES, SANDBOX_SECONDS
+from jobs.sandboxes.base import Provider, Sandbox, SandboxError, SandboxSpec
+
+
+async def open_sandbox(provider: Provider, spec: SandboxSpec) -> Sandbox:
+    """`provider.open`, with what it raises."""
+    started = time.monotonic()
+    try:
+        sandbox = await provider.open(spec)
+    except SandboxError:
+        SANDBOX_FAILURES.labels(provider.name).inc()
+        raise
+    SANDBOX_SECONDS.labels(provider.name).observe(time.monotonic() - started)
+    return sandbox
