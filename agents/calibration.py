@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from statistics import fmean, pstdev
 from typing import Any
 
@@ -67,11 +67,12 @@ class Yardstick:
     common: dict[str, int] = field(default_factory=dict)
     sample: list[str] = field(default_factory=list)
     agents: int = 0
+    cards: int = 0
 
     @property
     def survey(self) -> Survey | None:
         """What a ranking in a large registry needs to know of it; None in any other."""
-        return Survey(self.agents, self.common, self.sample) if self.sample else None
+        return Survey(self.agents, self.common, self.sample, self.cards) if self.sample else None
 
     @classmethod
     def over(cls, evidence: list[Evidence], average_length: float, survey: Survey | None = None) -> Yardstick:
@@ -83,7 +84,14 @@ class Yardstick:
         signals = sorted(blank.signal(one) for one in evidence)
         if survey is None:
             return cls(average_length, means, spreads, signals)
-        return cls(average_length, means, spreads, signals, dict(survey.common), survey.sample, survey.agents)
+        return replace(
+            blank,
+            signals=signals,
+            common=dict(survey.common),
+            sample=survey.sample,
+            agents=survey.agents,
+            cards=survey.cards,
+        )
 
     def signal(self, evidence: Evidence) -> float:
         """All evidence in one number."""

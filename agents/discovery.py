@@ -22,6 +22,7 @@ from apikeys.callers import Caller
 from engine.meters import DISCOVERY_SECONDS
 
 logger = logging.getLogger(__name__)
+_degraded: list[str] = []  # why, while it is
 
 # What stands after this is not read: the model takes 256 tokens, and a task says early what it wants.
 MAX_TASK_CHARS = 8000
@@ -193,6 +194,11 @@ def _rank(
     )
 
 
+def degraded() -> str:
+    """Why this process had nothing but words to go by for the last task; empty if the model was there."""
+    return _degraded[0] if _degraded else ""
+
+
 def warm_up() -> None:
     """Load the model before the first task comes."""
     _View.of("Is the embedding model there?")
@@ -210,18 +216,25 @@ class _View:
     @classmethod
     def of(cls, task: str) -> _View:
         space = indexing.active_space()
-        if space is None:
+        if space is None and not Agent.objects.active().exists():
             return cls()
+        if space is None:
+            return cls._by_words("No agent has been embedded: run manage.py embed_agents --activate")
         try:
             vector = _embed(space.name, task)
             known = background.in_space(space.name, embeddings.of_space(space.name))
         except EmbedderUnavailable as error:
-            logger.warning("Discovery is degraded: %s", error.detail)
-            return cls()
+            return cls._by_words(str(error.detail))
         if vector.size != space.dims:
-            logger.warning("Discovery is degraded: %s has %d dimensions", space.name, vector.size)
-            return cls()
+            return cls._by_words(f"{space.name} has {vector.size} dimensions in place of {space.dims}")
+        _degraded.clear()
         return cls(space.name, vector, known, known.familiarity(vector))
+
+    @classmethod
+    def _by_words(cls, why: str) -> _View:
+        logger.warning("Discovery is degraded: %s", why)
+        _degraded[:] = [why]
+        return cls()
 
 
 @lru_cache(maxsize=1024)

@@ -15,17 +15,21 @@ from django.db.models import QuerySet
 
 from agents import queries, vector_index
 from agents.embeddings import Vector
-from agents.models import Agent
+from agents.models import Agent, AgentVersion
 from agents.queries import Ranked
 
-# Candidates by meaning, and by words. More of them cost time and find hardly more.
-NEAREST = 200
-BY_WORDS = 100
+# Candidates by meaning, and by words. More of them cost time and find hardly more (measured).
+NEAREST = 400
+BY_WORDS = 600
 # How many the graph keeps in hand: the more, the more of the exact best are found, and the longer it takes.
-EF_SEARCH = 200
-# A word in more than this share of the agents is counted once per calibration and brings up no candidates.
-COMMON_SHARE = 0.01
-SAMPLE = 400
+EF_SEARCH = 400
+# A word in more than this share of the agents is counted once per calibration.
+KNOWN_SHARE = 0.001
+# The task's words bring up candidates in the order of their rarity, until so many postings are to be read.
+MOST_POSTINGS = 30_000
+# For each candidate by words so many are looked at, times the share of all cards that the caller sees.
+LOOKED_AT = 2
+SAMPLE = 500
 
 RANK = """
 WITH visible AS NOT MATERIALIZED ({visible}),
@@ -36,33 +40,40 @@ nearby AS MATERIALIZED (
      ORDER BY embedding::halfvec({dims}) <#> %(vector)s::halfvec({dims}) LIMIT %(nearest)s
 ),
 word AS MATERIALIZED (SELECT lexeme AS term FROM unnest(to_tsvector('english', %(task)s))),
-common AS (
-    SELECT term, its_agents FROM unnest(%(common)s::text[], %(counts)s::int[]) AS known (term, its_agents)
-),
-rare AS MATERIALIZED (
-    SELECT posting.term, posting.agent_version_id AS version, frequency, length, eligible
-      FROM word JOIN agents_agentterm AS posting USING (term)
-      JOIN visible ON visible.version = posting.agent_version_id
-     WHERE term <> ALL(%(common)s::text[])
+known AS (SELECT term, its_agents FROM unnest(%(known)s::text[], %(counts)s::int[]) AS known (term, its_agents)),
+-- In few agents, most of which may be another project's: counted as they are seen.
+seldom AS MATERIALIZED (
+    SELECT term, (SELECT count(*) FROM agents_agentterm AS posting JOIN visible ON version = agent_version_id
+                   WHERE posting.term = word.term) AS its_agents
+      FROM word WHERE term <> ALL(%(known)s::text[])
 ),
 weight AS MATERIALIZED (
     SELECT term, ln(1 + greatest(0, %(agents)s - its_agents + 0.5::float8) / (its_agents + 0.5::float8)) AS idf
-      FROM (
-        SELECT term, count(rare.version) AS its_agents FROM word LEFT JOIN rare USING (term)
-         WHERE term <> ALL(%(common)s::text[]) GROUP BY term
-        UNION ALL SELECT term, its_agents FROM common
-      ) AS known
+      FROM (SELECT * FROM seldom UNION ALL SELECT term, its_agents FROM known) AS word
+),
+-- Who may be seen is looked up for the first of them only: for each posting it would take longer than all the rest.
+likely AS MATERIALIZED (
+    SELECT agent_version_id AS version,
+           sum(idf * frequency * (%(k1)s + 1)
+               / (frequency + %(k1)s * (1 - %(b)s + %(b)s * length / %(average_length)s))) AS bm25
+      FROM weight JOIN agents_agentterm USING (term) WHERE term <> ALL(%(common)s::text[])
+     GROUP BY version ORDER BY bm25 DESC, version LIMIT %(likely)s
 ),
 worded AS (
-    SELECT version FROM rare JOIN weight USING (term) WHERE eligible GROUP BY version
-     ORDER BY sum(idf * frequency * (%(k1)s + 1)
-                  / (frequency + %(k1)s * (1 - %(b)s + %(b)s * length / %(average_length)s))) DESC, version
-     LIMIT %(by_words)s
+    SELECT version FROM likely JOIN visible USING (version) WHERE eligible
+     ORDER BY bm25 DESC, version LIMIT %(by_words)s
 ),
 chosen AS MATERIALIZED (SELECT version FROM nearby UNION SELECT version FROM worded),
 asked AS MATERIALIZED (
     SELECT version, true AS is_candidate FROM chosen
     UNION ALL SELECT version, false FROM unnest(%(sample)s::uuid[]) AS sample (version)
+     WHERE version NOT IN (SELECT version FROM chosen)
+),
+-- Candidates are far from the average and stand for themselves, the sample for all others (Horvitz and Thompson).
+standing AS (
+    SELECT greatest(%(agents)s - count(*) FILTER (WHERE is_candidate), 1)
+           / greatest(count(*) FILTER (WHERE NOT is_candidate), 1)::float8 AS others
+      FROM asked
 ),
 lexical AS (
     SELECT asked.version, is_candidate, sum(idf) AS covered, array_agg(term ORDER BY idf DESC, term) AS terms,
@@ -87,10 +98,18 @@ evidence AS MATERIALIZED (
     SELECT version, is_candidate, cosine, coalesce(bm25, 0) AS bm25, coalesce(covered, 0) AS covered, terms
       FROM asked LEFT JOIN meaning USING (version, is_candidate) LEFT JOIN lexical USING (version, is_candidate)
 ),
+moment AS (
+    SELECT sum(stands) FILTER (WHERE cosine IS NOT NULL) AS with_vector, sum(stands) AS agents,
+           sum(stands * cosine) AS cosine, sum(stands * cosine ^ 2) AS cosine_squared,
+           sum(stands * bm25) AS bm25, sum(stands * bm25 ^ 2) AS bm25_squared
+      FROM (SELECT evidence.*, CASE WHEN is_candidate THEN 1 ELSE others END AS stands FROM evidence, standing) AS one
+),
 usual AS MATERIALIZED (
-    SELECT avg(cosine) AS cosine, greatest(stddev_pop(cosine), %(least_spread)s) AS cosine_spread,
-           avg(bm25) AS bm25, nullif(stddev_pop(bm25), 0) AS bm25_spread
-      FROM evidence WHERE NOT is_candidate
+    SELECT cosine / with_vector AS cosine, bm25 / agents AS bm25,
+           greatest(sqrt(greatest(cosine_squared / with_vector - (cosine / with_vector) ^ 2, 0)), %(least_spread)s)
+               AS cosine_spread,
+           nullif(sqrt(greatest(bm25_squared / agents - (bm25 / agents) ^ 2, 0)), 0) AS bm25_spread
+      FROM moment
 ),
 deviation AS (
     SELECT evidence.*, (evidence.cosine - usual.cosine) / usual.cosine_spread AS cosine_deviation,
@@ -122,7 +141,7 @@ SELECT ranked.version, ranked.score, ranked.cosine, ranked.covered, ranked.terms
  ORDER BY ranked.score DESC, ranked.version
 """
 
-COMMON = """
+KNOWN = """
 WITH visible AS MATERIALIZED ({visible})
 SELECT term, count(*) FROM agents_agentterm JOIN visible ON version = agent_version_id
  GROUP BY term HAVING count(*) > %(least)s
@@ -139,19 +158,21 @@ class Survey:
     """What is known of a large registry as a whole, taken with its calibration."""
 
     agents: int
-    common: Mapping[str, int]  # in how many agents the words stand that many agents have
+    common: Mapping[str, int]  # in how many agents the words stand that not only few have
     sample: list[str]  # ids of versions that stand for all
+    cards: int  # versions of everybody's agents, old ones included
 
 
 def survey(visible: QuerySet[Agent, Any], agents: int) -> Survey:
     """Survey a registry: seconds, for 100,000 agents."""
-    common_sql, params = queries.with_visible(COMMON, visible)
+    known_sql, params = queries.with_visible(KNOWN, visible)
     sample_sql, _ = queries.with_visible(SAMPLED, visible)
     with connection.cursor() as cursor:
-        cursor.execute(common_sql, params | {"least": int(agents * COMMON_SHARE)})
-        common = dict(cursor.fetchall())
+        cursor.execute(known_sql, params | {"least": int(agents * KNOWN_SHARE)})
+        known = dict(cursor.fetchall())
         cursor.execute(sample_sql, params | {"sample": SAMPLE})
-        return Survey(agents, common, [str(version) for (version,) in cursor.fetchall()])
+        sample = [str(version) for (version,) in cursor.fetchall()]
+    return Survey(agents, known, sample, AgentVersion.objects.count())
 
 
 def is_selective(eligible: QuerySet[Agent, Any]) -> bool:
@@ -161,6 +182,17 @@ def is_selective(eligible: QuerySet[Agent, Any]) -> bool:
         cursor.execute(sql, params | {"most": vector_index.LEAST_AGENTS + 1})
         (left,) = cursor.fetchone() or (0,)
     return int(left) <= vector_index.LEAST_AGENTS
+
+
+def _too_common(terms: list[str], counts: Mapping[str, int]) -> list[str]:
+    """The words that bring up no candidates: so many agents have them that reading all takes too long."""
+    left = MOST_POSTINGS
+    common = sorted((term for term in terms if term in counts), key=lambda term: (counts[term], term))
+    for place, term in enumerate(common):
+        left -= counts[term]
+        if left < 0:
+            return common[place:]
+    return []
 
 
 @transaction.atomic
@@ -181,14 +213,16 @@ def rank(
     params |= queries.weights(task, vector, average_length=average_length, limit=limit, prior=prior)
     with connection.cursor() as cursor:
         cursor.execute("SELECT lexeme FROM unnest(to_tsvector('english', %s))", [task])
-        common = [term for (term,) in cursor.fetchall() if term in known.common]
+        terms = [term for (term,) in cursor.fetchall() if term in known.common]
         params |= {
             "agents": known.agents,
-            "common": common,
-            "counts": [known.common[term] for term in common],
+            "known": terms,
+            "counts": [known.common[term] for term in terms],
+            "common": _too_common(terms, known.common),
             "sample": known.sample,
             "nearest": max(NEAREST, 2 * limit),
             "by_words": max(BY_WORDS, limit),
+            "likely": round(LOOKED_AT * max(BY_WORDS, limit) * max(1.0, known.cards / known.agents)),
         }
         # The planner knows neither how many rows a CTE has nor that a sort of 100,000 vectors reads them all; JIT
         # would compile this for longer than it runs.

@@ -193,7 +193,7 @@ def weights(
     """The parameters of a ranking that do not depend on the registry's size."""
     return {
         "task": task,
-        "vector": None if vector is None else _literal(vector),
+        "vector": None if vector is None else literal(vector),
         "average_length": average_length,
         "k1": K1,
         "b": B,
@@ -223,7 +223,8 @@ def with_visible(statement: str, visible: QuerySet[Agent, Any]) -> tuple[str, di
     return statement.replace("{visible}", named), params
 
 
-def _literal(vector: Vector) -> str:
+def literal(vector: Vector) -> str:
+    """A vector as PostgreSQL reads it."""
     return "[" + ",".join(map(repr, vector.tolist())) + "]"
 
 

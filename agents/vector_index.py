@@ -23,7 +23,7 @@ MOST_DIMS = 4000
 # Over the vectors of whole cards: one per agent. Their parts are compared exactly for the candidates.
 BUILD = """
 CREATE INDEX CONCURRENTLY {name} ON agents_agentembedding
- USING hnsw ((embedding::halfvec({dims})) halfvec_ip_ops) WITH (m = 16, ef_construction = 64)
+ USING hnsw ((embedding::halfvec({dims})) halfvec_ip_ops) WITH (m = 24, ef_construction = 128)
  WHERE space_id = {space} AND part = 'full'
 """
 # An interrupted build leaves an index that is there and not valid.

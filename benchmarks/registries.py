@@ -15,8 +15,10 @@ from uuid_utils.compat import uuid7
 from agents.embeddings import Vector
 from agents.models import Agent, AgentEmbedding, AgentTerm
 
-# A new vector is some of one card's, some of another's, and noise that all parts of the new card share.
+# A new card's vectors are some of one card's, some of another's, and noise that all parts of the new card share.
 SHARES = (0.75, 0.35, 0.45)
+# Which share of the first card's words it has, and of the second's.
+WORDS_KEPT = (0.6, 0.25)
 WORDS_OF_ITS_OWN = 10
 VOCABULARY = 50_000
 TAGGED_ONE_IN = 1_000
@@ -51,6 +53,7 @@ def grow(project: UUID, space: str, model: Model, *, start: int, end: int) -> No
     """Add agents number `start` to `end`, straight into the tables."""
     random = np.random.default_rng(start)
     made = [(uuid7(), uuid7()) for _ in range(start, end)]
+    parents = random.integers(len(model.vectors), size=(len(made), 2))
     connection.ensure_connection()
     register_vector(connection.connection)
     with connection.cursor() as cursor:
@@ -76,16 +79,16 @@ def grow(project: UUID, space: str, model: Model, *, start: int, end: int) -> No
             " FROM STDIN WITH (FORMAT BINARY)"
         ) as rows:
             rows.set_types(["uuid", "varchar", "int2", "text", "varchar", "varchar", "int4", "vector"])
-            for _, version in made:
-                for ordinal, (part, vector) in enumerate(_vectors(model, random)):
+            for (_, version), (first, second) in zip(made, parents, strict=True):
+                for ordinal, (part, vector) in enumerate(_vectors(model, first, second, random)):
                     rows.write_row(
                         (version, part, ordinal, "made up", "", space, vector.size, PgVector(vector))
                     )
         with cursor.copy(
             "COPY agents_agentterm (agent_version_id, term, frequency, length) FROM STDIN"
         ) as rows:
-            for _, version in made:
-                words = _words(model, random)
+            for (_, version), (first, second) in zip(made, parents, strict=True):
+                words = _words(model, first, second, random)
                 for word in words:
                     rows.write_row((version, word, 1.0, float(len(words))))
         cursor.execute(
@@ -93,8 +96,9 @@ def grow(project: UUID, space: str, model: Model, *, start: int, end: int) -> No
         )
 
 
-def _vectors(model: Model, random: np.random.Generator) -> Iterator[tuple[str, Vector]]:
-    first, second = random.integers(len(model.vectors), size=2)
+def _vectors(
+    model: Model, first: int, second: int, random: np.random.Generator
+) -> Iterator[tuple[str, Vector]]:
     other = model.vectors[second][0][1]
     noise = random.standard_normal(other.size).astype(np.float32) / np.sqrt(other.size)
     for part, vector in model.vectors[first]:
@@ -102,9 +106,13 @@ def _vectors(model: Model, random: np.random.Generator) -> Iterator[tuple[str, V
         yield part, (mixed / np.linalg.norm(mixed)).astype(np.float32)
 
 
-def _words(model: Model, random: np.random.Generator) -> set[str]:
-    """Half of one card's words, and some from a vocabulary in which, as in any language, most words are rare."""
-    known = model.words[random.integers(len(model.words))]
-    kept = {word for word in known if random.random() < 0.5}
+def _words(model: Model, first: int, second: int, random: np.random.Generator) -> set[str]:
+    """Words of the same two cards, for words and meaning go together, and some of a vocabulary of mostly rare ones."""
+    kept = {
+        word
+        for card, share in zip((first, second), WORDS_KEPT, strict=True)
+        for word in model.words[card]
+        if random.random() < share
+    }
     ranks = np.exp(random.random(WORDS_OF_ITS_OWN) * np.log(VOCABULARY)).astype(int)
     return kept | {f"word{rank}" for rank in ranks}

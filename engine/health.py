@@ -14,15 +14,17 @@ from django.db.models.functions import Now
 from django.http import HttpRequest, HttpResponseBase, JsonResponse
 from redis.exceptions import RedisError
 
+from agents import discovery
 from jobs.models import Worker
 
 LEAST_FREE_BYTES = 64 * 1024**2
 
 
 class Part(TypedDict, total=False):
-    """One part's state; `detail` and `remedy` are there when it is not well."""
+    """One part's state; `detail` and `remedy` are there when it is not well, `degraded` where it goes on with less."""
 
     ok: bool
+    degraded: bool
     detail: str
     remedy: str
 
@@ -54,7 +56,10 @@ class HealthMiddleware:
 def answer(parts: dict[str, Part]) -> JsonResponse:
     """200 with the parts if all are well, else 503."""
     ready = all(part["ok"] for part in parts.values())
-    body: dict[str, Any] = {"status": "ok" if ready else "unavailable", "parts": parts}
+    body: dict[str, Any] = {"status": "ok" if ready else "unavailable"}
+    if any(part.get("degraded") for part in parts.values()):
+        body["degraded"] = True
+    body["parts"] = parts
     response = JsonResponse(body, status=HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE)
     response["Cache-Control"] = "no-store"
     response._has_been_logged = True  # type: ignore[attr-defined]  # Django's flag: a probe each second is no news
@@ -69,6 +74,7 @@ def readiness(*, without: Collection[str] = ()) -> dict[str, Part]:
         "migrations": migrations,
         "disk": disk,
         "workers": workers,
+        "discovery": discover,
     }
     if settings.REDIS_URL:
         asked["redis"] = redis
@@ -106,13 +112,26 @@ def disk() -> Part:
     return {"ok": False, "detail": "The disk of ENGINE_HOME is full.", "remedy": "Make room, or move it."}
 
 
+def discover() -> Part:
+    """Whether agents are found by meaning. Without the embedding model their words decide: that is still ready."""
+    if why := discovery.degraded():
+        remedy = "Run manage.py doctor. Until then agents are found by their words alone."
+        return {"ok": True, "degraded": True, "detail": why, "remedy": remedy}
+    return {"ok": True}
+
+
 def redis() -> Part:
     """Whether Redis answers. Without it wake-ups come by polling and counters from PostgreSQL: that is still ready."""
     try:
         cache.get("health")
     except (OSError, RedisError):
         detail = "Redis does not answer: jobs start up to a second later."
-        return {"ok": True, "detail": detail, "remedy": "Start Redis, or correct REDIS_URL."}
+        return {
+            "ok": True,
+            "degraded": True,
+            "detail": detail,
+            "remedy": "Start Redis, or correct REDIS_URL.",
+        }
     return {"ok": True}
 
 

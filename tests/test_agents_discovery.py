@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from django.db import transaction
 from django.db.models import Q
+from django.test import Client
 from pytest_django import Settings
 
 from agents import discovery, embeddings, queries, services, shipped
@@ -211,6 +212,25 @@ def test_without_the_model_words_alone_decide_and_the_answer_says_so(
     assert found.results[0].matched.part is None
     assert found.results[0].matched.terms
     assert (nothing.decision, nothing.degraded) == ("none", True)
+
+
+def test_health_says_when_the_model_is_away_and_when_it_is_back(
+    catalog: Caller, client: Client, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with monkeypatch.context() as away:
+        away.setattr(embeddings, "of_space", lambda space: LocalEmbedder(tmp_path))
+        discovery._embed.cache_clear()
+        discovery.discover(catalog, "Analyze the sentiment of customer reviews")
+        without = client.get("/health/ready?without=workers")
+    discovery.discover(catalog, "Analyze the sentiment of customer reviews")
+    back = client.get("/health/ready?without=workers")
+
+    assert (without.status_code, without.json()["degraded"]) == (200, True)
+    part = without.json()["parts"]["discovery"]
+    assert (part["ok"], part["degraded"]) == (True, True)
+    assert "doctor" in part["remedy"]
+    assert back.json()["parts"]["discovery"] == {"ok": True}
+    assert "degraded" not in back.json()
 
 
 def test_an_agent_without_vectors_is_found_by_its_words(catalog: Caller) -> None:

@@ -8,6 +8,7 @@ from django.db import OperationalError
 from django.test import Client
 from django.utils import timezone
 
+from agents import discovery
 from engine import health
 from jobs.models import Worker
 
@@ -26,13 +27,14 @@ def test_a_process_that_answers_is_alive_whatever_else_is_down(client: Client):
 
 
 @pytest.mark.django_db
-def test_jobs_can_run_once_a_live_worker_has_a_sandbox(client: Client):
+def test_jobs_can_run_once_a_live_worker_has_a_sandbox(client: Client, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(discovery, "_degraded", [])
     make_worker()
 
     answer = client.get("/health/ready")
 
     assert answer.status_code == 200
-    parts = ("database", "migrations", "disk", "workers")
+    parts = ("database", "migrations", "disk", "workers", "discovery")
     assert answer.json()["parts"] == {name: {"ok": True} for name in parts}
 
 

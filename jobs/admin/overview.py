@@ -6,6 +6,7 @@ from typing import Any
 
 from django.http import HttpRequest, JsonResponse
 
+from agents import discovery
 from apikeys.scopes import Scope
 from engine.dashboard.access import acting
 from engine.dashboard.live import parts
@@ -78,6 +79,7 @@ def _context(window: Window) -> dict[str, Any]:
     return {
         "now": now.now,
         "figures": now,
+        "degraded": discovery.degraded(),
         "chart": chart(now.past.slots),
         "windows": WINDOWS.values(),
         "labels": TIMES[window.name],
