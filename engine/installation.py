@@ -11,6 +11,7 @@ from io import StringIO
 
 from django.conf import settings
 from django.contrib.auth import get_user_model
+from django.core.exceptions import ImproperlyConfigured
 from django.core.management import CommandError, call_command
 from django.db import DatabaseError, OperationalError, connection
 from django.db.migrations.executor import MigrationExecutor
@@ -20,7 +21,7 @@ from apikeys.callers import Caller
 from apikeys.models import ApiKey, Project
 from apikeys.scopes import Scope
 from apikeys.secret import digest
-from engine.database import is_embedded
+from engine.database import is_embedded, refuse_wrong_pooling
 from engine.embedded import EmbeddedServerFailed
 from engine.steps import StepFailed, step
 from jobs.sandboxes import bubblewrap
@@ -65,7 +66,10 @@ def prepare_database() -> None:
     """Start the database if it is ours, and bring its tables up to date. Raises StepFailed."""
     with step("Database") as note:
         try:
+            refuse_wrong_pooling()
             connection.ensure_connection()
+        except ImproperlyConfigured as error:
+            raise StepFailed(str(error), remedy="see the message, and docs/operations.md") from error
         except EmbeddedServerFailed as error:
             raise StepFailed(str(error), remedy="see the message above") from error
         except OperationalError as error:

@@ -9,7 +9,7 @@ from django.db import IntegrityError, connection, transaction
 
 from agents import discovery, indexing, services
 from agents.errors import SpaceIncomplete
-from agents.models import AgentEmbedding, EmbeddingSpace
+from agents.models import AgentEmbedding, Calibration, EmbeddingSpace
 from apikeys.callers import Caller
 from tests.agents import WordEmbedder, make_noop, member, register_all, use
 
@@ -81,6 +81,8 @@ def test_a_full_space_can_be_activated_and_left_again_without_loss(by: Caller, n
     assert before == first(by, "Count penguins in zone3") == "agent-3"
     assert AgentEmbedding.objects.in_space("test:old").count() == vectors
     assert AgentEmbedding.objects.in_space("test:new").count() == vectors
+    # What a match is was measured in each space.
+    assert set(Calibration.objects.values_list("space", flat=True)) == {"test:old", "test:new"}
 
 
 def test_two_spaces_of_one_size_never_mix(by: Caller, new: WordEmbedder) -> None:

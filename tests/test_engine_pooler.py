@@ -12,6 +12,8 @@ from django.db import connection
 from engine import diagnosis, environment
 from engine.database import refuse_wrong_pooling
 from engine.embedded import DATABASE, EmbeddedServer, server_for
+from engine.installation import prepare_database
+from engine.steps import StepFailed
 from tests.pgbouncer import SERVER_CONNECTIONS, Pooler, pooler
 from tests.processes import Instance, eventually
 
@@ -59,6 +61,8 @@ def test_a_pooler_where_a_session_is_needed_stops_the_start(
 
     with pytest.raises(ImproperlyConfigured, match=name):
         refuse_wrong_pooling()
+    with pytest.raises(StepFailed, match=name):
+        prepare_database()
     found = diagnosis.pooling("pooling")
 
     assert not found.ok
