@@ -323,6 +323,12 @@ class LinkExpired(Problem):
     code = "link_expired"
 
 
+class PreconditionFailed(Problem):
+    """`If-Match` or `If-Unmodified-Since` asks for another state than the object has; nothing was done."""
+
+    code = "precondition_failed"
+
+
 class HeadTooLarge(Problem):
     """The address and the headers together are too large, or there are too many headers."""
 

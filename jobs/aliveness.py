@@ -36,7 +36,7 @@ def stopping() -> None:
 def stopped() -> None:
     """The worker is gone."""
     if settings.ENGINE_WORKER_HEALTH_FILE:
-        Path(settings.ENGINE_WORKER_HEALTH_FILE).unlink(missing_ok=True)
+        _remove(Path(settings.ENGINE_WORKER_HEALTH_FILE))
 
 
 def _notify(words: str) -> None:
@@ -61,3 +61,10 @@ def _write(file: Path, text: str) -> None:
         part.replace(file)
     except OSError as error:
         log.warning("The health file cannot be written: %s", error)
+
+
+def _remove(file: Path) -> None:
+    try:
+        file.unlink(missing_ok=True)
+    except OSError as error:
+        log.warning("The health file cannot be removed: %s", error)

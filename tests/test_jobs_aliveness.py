@@ -53,9 +53,9 @@ def test_a_worker_tells_systemd_and_its_health_file_how_it_is(
 def test_a_supervisor_that_cannot_be_told_stops_no_worker(
     make_instance: Callable[..., Instance], tmp_path: Path
 ) -> None:
-    instance = make_instance(
-        NOTIFY_SOCKET="@nobody-listens", ENGINE_WORKER_HEALTH_FILE=str(tmp_path / "no/such/file")
-    )
+    folder = tmp_path / "a folder in its place"
+    folder.mkdir()
+    instance = make_instance(NOTIFY_SOCKET="@nobody-listens", ENGINE_WORKER_HEALTH_FILE=str(folder))
     worker = instance.worker()
 
     worker.printed("systemd could not be told 'READY'")

@@ -86,10 +86,11 @@ def of(*names: str) -> set[str]:
     return {place for place in places() if place.partition(".")[0] in names}
 
 
-# Here receivers of webhooks are set up, and calls to E2B counted: single transactions that no job's state hangs on.
-WITHOUT_JOBS = {"notifying/services.py", "sandboxes/e2b/budget.py"}
+# Here receivers of webhooks are set up, and calls to E2B and what processes did counted: single transactions that no
+# job's state hangs on.
+WITHOUT_JOBS = {"notifying/services.py", "sandboxes/e2b/budget.py", "metering/totals.py"}
 # Parts of a transaction, or one that only reads: surveys, the counts of a submission, audit rows of what people do.
-WITHIN = {"claiming.py", "room.py", "admin/recorded.py"}
+WITHIN = {"claiming.py", "room.py", "admin/recorded.py", "admin/saved_views.py"}
 
 # Statistics of endings outlive the jobs that pruning deletes.
 OUTLIVE = "statistics count each attempt that a worker ended"
