@@ -20,7 +20,7 @@ from agents.queries import Ranked
 
 # Candidates by meaning, and by words. More of them cost time and find hardly more (measured).
 NEAREST = 400
-BY_WORDS = 600
+BY_WORDS = 400
 # How many the graph keeps in hand: the more, the more of the exact best are found, and the longer it takes.
 EF_SEARCH = 400
 # A word in more than this share of the agents is counted once per calibration.
