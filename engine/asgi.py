@@ -25,8 +25,10 @@ from engine.bridge import (  # noqa: E402
     Receive,
     Scope,
     Send,
+    send_response,
     take_body,
 )
+from engine.health import silence  # noqa: E402
 from engine.logs import log_fields  # noqa: E402
 from engine.middleware import REQUEST_ID_HEADER, request_id  # noqa: E402
 from engine.origins import OriginCheck  # noqa: E402
@@ -38,6 +40,9 @@ access = logging.getLogger("engine.access")
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 bridge = Bridge(django_wsgi, threads=settings.ENGINE_WEB_THREADS)
+# Probes have threads of their own: a database that hangs keeps all others busy, and is no reason to kill this process.
+probes = {"/health/live": Bridge(django_wsgi, threads=1), "/health/ready": Bridge(django_wsgi, threads=1)}
+PROBE_SECONDS = 2.0
 websockets: ASGIApplication = OriginCheck(AuthMiddlewareStack(URLRouter(WEBSOCKET_ROUTES)))
 
 
@@ -61,7 +66,9 @@ async def answer(scope: Scope, receive: Receive, reporter: "Reporter") -> None:
     """Answer one HTTP request. A stream that is cancelled because the server stops ends as a whole response."""
     app = async_app_for(scope)
     try:
-        if app is None:
+        if scope["path"] in probes:
+            await answer_probe(scope, receive, reporter)
+        elif app is None:
             await bridge(scope, receive, reporter)
         else:
             await app(scope, replayed(scope, receive), reporter)
@@ -72,6 +79,17 @@ async def answer(scope: Scope, receive: Receive, reporter: "Reporter") -> None:
         raise
     finally:
         reporter.log()
+
+
+async def answer_probe(scope: Scope, receive: Receive, reporter: "Reporter") -> None:
+    """Answer a probe in time; one that the database keeps waiting is told so."""
+    try:
+        async with asyncio.timeout(PROBE_SECONDS):
+            await probes[scope["path"]](scope, receive, reporter)
+    except TimeoutError:
+        if reporter.status:
+            raise ClientGone from None  # it was the client who let us wait
+        await send_response(reporter, silence())
 
 
 class Reporter:

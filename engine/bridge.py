@@ -16,6 +16,7 @@ from typing import IO, Any, BinaryIO, TypeAlias, cast
 from urllib.parse import unquote_to_bytes
 
 from django.conf import settings
+from django.http import HttpResponse
 from django.utils.http import parse_header_parameters
 
 from engine.problems import Unavailable, problem
@@ -88,8 +89,7 @@ class Bridge:
         """Answer one request. A response that streams holds a thread only while a chunk is being made."""
         if self.waiting >= MOST_WAITING:
             busy = problem(Unavailable("Too many requests wait already"), None, scope.get("request_id", ""))
-            headers = [(name.lower().encode(), value.encode()) for name, value in busy.items()]
-            await send_whole(send, busy.status_code, headers, busy.content)
+            await send_response(send, busy)
             return
         body = await take_body(scope, receive)
         reply = await self._in_thread(self._respond, environ_for(scope, body), finally_=body.close)
@@ -219,6 +219,12 @@ def is_readable(content_type: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+async def send_response(send: Send, response: HttpResponse) -> None:
+    """Send a response of Django's that was made here, past its middleware."""
+    headers = [(name.lower().encode(), value.encode()) for name, value in response.items()]
+    await send_whole(send, response.status_code, headers, response.content)
 
 
 async def send_whole(send: Send, status: int, headers: Headers, body: bytes) -> None:

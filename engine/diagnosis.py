@@ -1,12 +1,19 @@
-"""What `manage.py doctor` looks at: each part that Engine needs, whether it works, and the line that fixes it."""
+"""The parts that Engine needs or uses: whether each works, and what mends it.
+
+The one list, `PARTS`: `manage.py doctor` looks at each thoroughly, `engine.readiness` as fast as a probe wants it.
+"""
 
 import asyncio
+import functools
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
+from enum import StrEnum
 from http import HTTPStatus
 from typing import Any
+from urllib.parse import urlsplit
+from uuid import uuid4
 
 import httpx
 import psycopg
@@ -16,172 +23,197 @@ from django.core.cache import cache
 from django.core.exceptions import ImproperlyConfigured
 from django.core.files.base import ContentFile
 from django.core.files.storage import storages
-from django.db import DatabaseError, InterfaceError, ProgrammingError, connection
+from django.db import DatabaseError, InterfaceError, connection
+from django.db.migrations.executor import MigrationExecutor
+from django.db.models.functions import Now
 from django.utils import timezone
 from redis.exceptions import RedisError
 
+from agents import discovery as agents_discovery
 from agents import embeddings
-from engine import health
+from agents.indexing import active_space
 from engine.database import direct_dsn, is_embedded, pooling_problem
+from engine.embedded import EmbeddedServerFailed
 from engine.errors import EngineError
+from engine.remedies import database_remedy, first_line, storage_remedy
+from jobs.models import Worker
+from jobs.sandboxes.base import SandboxError
 from jobs.sandboxes.registry import provider_from_settings
 
 OLDEST_POSTGRES = 150_000  # server_version_num: unique constraints with NULLS NOT DISTINCT
-LEAST_FREE_BYTES = 2 * 1024**3
+OLDEST_PGVECTOR = (0, 8)  # large registries scan their index iteratively
+# Below the first number uploads, which are spooled to disk, fail soon; below the second nothing can be written.
+LITTLE_ROOM, NO_ROOM = 2 * 1024**3, 64 * 1024**2
 # What SESSION_TIMEOUTS are where no pooler is.
 POOLED_LIMITS = {"lock_timeout": "2s", "idle_in_transaction_session_timeout": "10s"}
 REDIS_SECONDS = 2.0
-MODEL_SECONDS = 5.0
+OUTSIDE_SECONDS = 5.0
 MOST_CLOCK_DRIFT = timedelta(seconds=2)
+
+
+class State(StrEnum):
+    """How a part is."""
+
+    OK = "ok"
+    DEGRADED = "degraded"  # it goes on with less, or at a risk
+    FAILED = "failed"
+    OFF = "off"  # not used here
+    UNKNOWN = "unknown"  # nobody has looked yet
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One part. `remedy` is a command or a setting; it is there when the part does not work."""
+    """How one part is. `remedy` is a command or a setting; it is there when the part does not work."""
 
     part: str
-    ok: bool
-    detail: str
+    state: State
+    detail: str  # for those who run Engine: names versions, hosts, buckets
     remedy: str = ""
+    public: str = ""  # what of it everybody may read
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is nothing to mend."""
+        return self.state in (State.OK, State.OFF)
 
 
-# What libpq and PostgreSQL say, and what to do about it.
-REFUSALS = (
-    ("password authentication failed", "correct the user and the password in DATABASE_URL"),
-    ("no password supplied", "put the password into DATABASE_URL: postgresql://user:password@host/database"),
-    ("no pg_hba.conf entry", "let this host in (pg_hba.conf), or add sslmode=require to DATABASE_URL"),
-    ("resolve host", "correct the host in DATABASE_URL: no such name is known here"),
-    ("role ", "create the role, or correct the user in DATABASE_URL"),
-    ('database "', "create the database (createdb), or correct its name in DATABASE_URL"),
-    ("too many clients", "raise max_connections on the server, or put PgBouncer in front"),
-    ("remaining connection slots", "raise max_connections on the server, or put PgBouncer in front"),
-    ("permission denied", "grant the role of DATABASE_URL its database and its schema"),
-    ("timeout", "open the way to that host and port (firewall, security group), or correct DATABASE_URL"),
-    ("session is read-only", "name the primary in DATABASE_URL, too, with target_session_attrs=read-write"),
-)
-STORAGE_REFUSALS = (
-    (
-        ("InvalidAccessKeyId", "SignatureDoesNotMatch"),
-        "correct AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, the key to ENGINE_S3_BUCKET",
-    ),
-    (
-        ("Unable to locate credentials",),
-        "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the machine a role",
-    ),
-    (("NoSuchBucket",), "create the bucket, or correct ENGINE_S3_BUCKET and ENGINE_S3_REGION"),
-    (
-        ("AccessDenied", "Forbidden"),
-        "let the key read, write, list and delete in ENGINE_S3_BUCKET (its policy)",
-    ),
-    (
-        ("Could not connect to the endpoint", "timed out"),
-        "correct ENGINE_S3_ENDPOINT, or start the server there",
-    ),
-    (
-        ("No space left", "InsufficientStorage", "QuotaExceeded"),
-        "make room where artifacts are stored: ENGINE_HOME, or ENGINE_S3_BUCKET",
-    ),
-)
+Look = Callable[[str], Finding]
+# What a database that is away, or not ours, makes of any look at it.
+DATABASE_AWAY = (DatabaseError, InterfaceError, psycopg.Error, EmbeddedServerFailed)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One thing that Engine needs or uses, and how it is looked at."""
+
+    look: Look  # what the doctor does
+    without: str  # what it means when the part does not work, for everybody to read
+    is_needed: bool = False  # without it no job can be taken or run
+    title: str = ""  # its name for people, where that is not the name in JSON with spaces
+    glance: Look | None = None  # what a probe does in place of `look`
+    every: float = 0.0  # seconds between the looks for probes, away from them; 0: each probe looks
+
+
+def title(part: str) -> str:
+    """A part's name as people write it."""
+    return PARTS[part].title or part.replace("_", " ")
 
 
 def findings() -> Iterator[Finding]:
     """Each part in turn; one that fails does not keep the others from being looked at."""
-    for part, look in PARTS.items():
-        try:
-            yield look(part)
-        except (DatabaseError, InterfaceError, psycopg.Error) as error:
-            yield Finding(part, False, first_line(error), database_remedy(error))
-        except ImproperlyConfigured as error:
-            yield Finding(part, False, str(error), "see the message")
+    away = False
+    for name, part in PARTS.items():
+        if away and part.look in ASKS_DATABASE:
+            yield Finding(name, State.UNKNOWN, "not looked at: the database is away")
+            continue
+        found = safely(name, part.look)
+        away = away or is_away(found)
+        yield found
 
 
-def database_remedy(error: BaseException) -> str:
-    """What to do about a database that refuses."""
-    if "startup parameter" in str(error):  # PgBouncer's words
-        return "DATABASE_URL is a pooler: set ENGINE_DIRECT_DATABASE_URL to the database itself"
-    if isinstance(error, ProgrammingError):  # a table is missing
-        return "python manage.py migrate"
-    said = str(error).lower()
-    return next(
-        (remedy for words, remedy in REFUSALS if words in said), "start PostgreSQL, or set DATABASE_URL"
-    )
+NO_ANSWER = "no answer: "
 
 
-def storage_remedy(error: BaseException) -> str:
-    """What to do about a storage that refuses, by the name that S3 or the kernel has for it."""
-    said = str(error)
-    found = (remedy for words, remedy in STORAGE_REFUSALS if any(word in said for word in words))
-    return next(
-        found,
-        "make the artifacts' storage writable; for a bucket check ENGINE_S3_* and AWS_*, and its policy",
-    )
+def is_away(found: Finding) -> bool:
+    """Whether this says that the database does not answer at all: nothing else there needs to be asked then."""
+    return found.part == "database" and found.detail.startswith(NO_ANSWER)
+
+
+def safely(name: str, look: Look) -> Finding:
+    """What a look finds; what it cannot find out is a failed part too."""
+    try:
+        return look(name)
+    except DATABASE_AWAY as error:
+        said = NO_ANSWER + first_line(error) if name == "database" else first_line(error)
+        return Finding(name, State.FAILED, said, database_remedy(error))
+    except ImproperlyConfigured as error:
+        return Finding(name, State.FAILED, first_line(error), "see the message")
+
+
+# --- the database ---
 
 
 def database(part: str) -> Finding:
     """Version, pgvector and durability."""
     with connection.cursor() as cursor:
         cursor.execute(
-            "SELECT current_setting('server_version'), current_setting('server_version_num')::int, "
-            "current_setting('fsync'), "
-            "current_setting('synchronous_commit'), current_setting('full_page_writes'), "
-            "(SELECT max(version) FROM pg_available_extension_versions WHERE name = 'vector')"
+            "SELECT current_setting('server_version'), current_setting('server_version_num')::int,"
+            " ARRAY(SELECT name FROM pg_settings WHERE setting = 'off'"
+            " AND name IN ('fsync', 'full_page_writes', 'synchronous_commit')),"
+            # What is installed; before `migrate` has installed it, what could be.
+            " coalesce((SELECT extversion FROM pg_extension WHERE extname = 'vector'),"
+            " (SELECT max(version) FROM pg_available_extension_versions WHERE name = 'vector'))"
         )
-        version, number, fsync, commit, pages, vector = cursor.fetchone()
+        version, number, off, vector = cursor.fetchone()
     where = "embedded" if is_embedded() else "from DATABASE_URL"
-    detail = f"PostgreSQL {version} ({where}), pgvector {vector or 'missing'}"
-    if number < OLDEST_POSTGRES:
-        return Finding(part, False, detail, "use PostgreSQL 15 or later")
-    if vector is None:
-        return Finding(part, False, detail, "install pgvector on the database server")
-    if "off" in (fsync, commit, pages):
-        remedy = "switch fsync, full_page_writes and synchronous_commit on: a crash loses jobs now"
-        return Finding(part, False, detail, remedy)
-    return Finding(part, True, detail)
-
-
-def tables(part: str) -> Finding:
-    """Whether every migration has run."""
-    missing = not health.migrations()["ok"]
-    return Finding(
+    risks = f"{', '.join(off)} off" if off else "fsync on"
+    well = Finding(
         part,
-        not missing,
-        "missing" if missing else "up to date",
-        "python manage.py migrate" if missing else "",
+        State.OK,
+        f"PostgreSQL {version} ({where}), pgvector {vector or 'missing'}, {risks}",
+        public=f"PostgreSQL {number // 10_000}, pgvector {'there' if vector else 'missing'}, {risks}",
     )
+    if number < OLDEST_POSTGRES:
+        return replace(well, state=State.FAILED, remedy="use PostgreSQL 15 or later")
+    if vector is None:
+        return replace(well, state=State.FAILED, remedy="install pgvector on the database server")
+    if off:
+        remedy = f"switch {', '.join(off)} on in the database: a crash loses jobs now"
+        return replace(well, state=State.DEGRADED, remedy=remedy)
+    if tuple(int(number) for number in vector.split(".")[:2]) < OLDEST_PGVECTOR:
+        remedy = "update pgvector to 0.8 or later: the index of a large registry needs it"
+        return replace(well, state=State.DEGRADED, remedy=remedy)
+    return well
+
+
+def migrations(part: str) -> Finding:
+    """Whether the database has every table that this release needs."""
+    if _migrated():
+        return Finding(part, State.OK, "all have run")
+    _migrated.cache_clear()  # ask again next time; only a yes lasts
+    return Finding(part, State.FAILED, "missing", "Run manage.py migrate.")
+
+
+@functools.cache
+def _migrated() -> bool:
+    executor = MigrationExecutor(connection)
+    return not executor.migration_plan(executor.loader.graph.leaf_nodes())
 
 
 def clock(part: str) -> Finding:
     """How far this machine's clock is from the database's, which is the one that counts."""
     with connection.cursor() as cursor:
+        before = timezone.now()
         cursor.execute("SELECT clock_timestamp()")
-        drift = abs(cursor.fetchone()[0] - timezone.now())
+        there = cursor.fetchone()[0]
+    # It was read between two looks at ours: what lies within them is no drift.
+    drift = max(before - there, there - timezone.now(), timedelta())
     detail = f"{drift.total_seconds():.1f} s apart from the database's"
-    return Finding(
-        part, drift < MOST_CLOCK_DRIFT, detail, "" if drift < MOST_CLOCK_DRIFT else "synchronise it by NTP"
-    )
+    if drift < MOST_CLOCK_DRIFT:
+        return Finding(part, State.OK, detail)
+    return Finding(part, State.FAILED, detail, "synchronise the clocks of both machines by NTP")
 
 
 def pooling(part: str) -> Finding:
     """Whether poolers stand only where they can, and the limits of sessions hold behind one."""
     if problem := pooling_problem():
         refused, _, remedy = problem.partition(": ")
-        return Finding(part, False, refused, remedy)
+        return Finding(part, State.FAILED, refused, remedy)
     if settings.DIRECT_DATABASE is None:
-        return Finding(part, True, "none, or one that keeps sessions")
+        return Finding(part, State.OK, "none, or one that keeps sessions")
     with connection.cursor() as cursor:
         cursor.execute(
-            "SELECT current_user, name FROM pg_settings WHERE setting = '0'"
+            "SELECT name FROM pg_settings WHERE setting = '0'"
             " AND name IN ('lock_timeout', 'idle_in_transaction_session_timeout')"
         )
-        unlimited = cursor.fetchall()
+        unlimited = [name for (name,) in cursor.fetchall()]
     if unlimited:
         remedy = "; ".join(
-            f"ALTER ROLE {role} SET {name} = '{POOLED_LIMITS[name]}'" for role, name in unlimited
+            f"ALTER ROLE CURRENT_USER SET {name} = '{POOLED_LIMITS[name]}'" for name in unlimited
         )
-        return Finding(
-            part, False, "the pooler's sessions have no limits: a lock may be waited for forever", remedy
-        )
-    return Finding(part, True, "DATABASE_URL through a pooler, LISTEN past it")
+        detail = "the pooler's sessions have no limits: a lock may be waited for forever"
+        return Finding(part, State.FAILED, detail, remedy)
+    return Finding(part, State.OK, "DATABASE_URL through a pooler, LISTEN past it")
 
 
 def notifications(part: str) -> Finding:
@@ -195,9 +227,12 @@ def notifications(part: str) -> Finding:
         heard = next(listener.notifies(timeout=2, stop_after=1), None) is not None
     if heard:
         way = "past a pooler" if settings.DIRECT_DATABASE is not None else "on one connection"
-        return Finding(part, True, f"heard, {way}")
+        return Finding(part, State.OK, f"heard, {way}")
     remedy = "set ENGINE_DIRECT_DATABASE_URL to the same database, past the pooler"
-    return Finding(part, False, "not heard: jobs start up to a second later, live logs lag", remedy)
+    return Finding(part, State.FAILED, "not heard: jobs start up to a second later, live logs lag", remedy)
+
+
+# --- what runs jobs ---
 
 
 def sandbox(part: str) -> Finding:
@@ -209,9 +244,88 @@ def sandbox(part: str) -> Finding:
             found = await provider.start()
         finally:
             await provider.close()
-        return Finding(part, found.ok, f"{found.name}: {found.detail}", found.remedy)
+        state = State.OK if found.ok else State.FAILED
+        return Finding(part, state, f"{found.name}: {found.detail}", found.remedy)
 
     return asyncio.run(probe())
+
+
+def workers_sandbox(part: str) -> Finding:
+    """What the workers say of their sandboxes: a web host has none of its own."""
+    alive = Worker.objects.filter(lease_until__gt=Now(), stopped_at=None, drain_requested_at=None)
+    worker = alive.order_by("-can_run", "-heartbeat_at").first()
+    if worker is None:
+        return Finding(part, State.UNKNOWN, "no live worker has looked")
+    said = worker.health.get("sandbox") or {}
+    detail = f"{said.get('name', 'sandbox')}: {said.get('detail') or 'no word of it yet'}"
+    if worker.can_run:
+        return Finding(part, State.OK, detail)
+    return Finding(part, State.FAILED, detail, said.get("remedy") or "Run manage.py doctor.")
+
+
+def workers(part: str) -> Finding:
+    """Whether at least one live worker has a sandbox that works."""
+    alive = Worker.objects.filter(lease_until__gt=Now(), stopped_at=None, drain_requested_at=None)
+    able = alive.filter(can_run=True).count()
+    if able:
+        return Finding(part, State.OK, f"{able} can run jobs")
+    latest = alive.order_by("-heartbeat_at").first()
+    if latest is None:
+        return Finding(
+            part, State.FAILED, "No live worker.", "Run manage.py runworker.", public="No live worker."
+        )
+    said = latest.health.get("sandbox") or {}
+    detail = "No live worker has a sandbox that works"
+    detail += f": {said['detail']}." if said.get("detail") else " yet."
+    return Finding(part, State.FAILED, detail, said.get("remedy") or "Run manage.py doctor.", public=detail)
+
+
+def e2b(part: str) -> Finding:
+    """Whether E2B takes our key."""
+    if settings.ENGINE_SANDBOX != "e2b":
+        return Finding(part, State.OFF, "not used (ENGINE_SANDBOX)")
+    if not settings.E2B_API_KEY:
+        return Finding(
+            part, State.FAILED, "E2B_API_KEY is not set", "set E2B_API_KEY to a key of your E2B team"
+        )
+    from jobs.sandboxes.e2b.provider import E2BProvider  # an extra: not every installation has its packages
+
+    provider = provider_from_settings()
+    assert isinstance(provider, E2BProvider)  # noqa: S101, the setting says so
+    try:
+        asyncio.run(provider.ask(seconds=OUTSIDE_SECONDS))
+    except SandboxError as error:
+        remedy = getattr(error, "remedy", "") or "see whether this machine reaches E2B, and E2B's status page"
+        return Finding(part, State.FAILED, first_line(error), remedy)
+    return Finding(part, State.OK, f"takes the key; {settings.ENGINE_E2B_SANDBOXES} sandboxes at once")
+
+
+def model_api(part: str) -> Finding:
+    """Whether agents that think with a model can run; they are not needed."""
+    if not (settings.OPENAI_API_KEY or settings.OPENAI_BASE_URL):
+        return Finding(part, State.OFF, "none: agents of kind llm are not offered (OPENAI_API_KEY)")
+    address = settings.OPENAI_BASE_URL or "https://api.openai.com/v1"
+    where = urlsplit(address).netloc.rpartition("@")[2]
+    headers = {"Authorization": f"Bearer {settings.OPENAI_API_KEY}"} if settings.OPENAI_API_KEY else {}
+    try:
+        answer = httpx.get(f"{address.rstrip('/')}/models", headers=headers, timeout=OUTSIDE_SECONDS)
+    except httpx.HTTPError as error:
+        remedy = "check OPENAI_BASE_URL and the way there"
+        return Finding(part, State.FAILED, f"{where}: {first_line(error)}", remedy)
+    if answer.status_code in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+        return Finding(
+            part, State.FAILED, f"{where} refuses the key", "set OPENAI_API_KEY to a key that it knows"
+        )
+    detail = f"{where} answers {answer.status_code}"
+    if answer.status_code == HTTPStatus.TOO_MANY_REQUESTS:
+        return Finding(part, State.DEGRADED, detail, "raise the limit of that key at the model server")
+    # Not every compatible server lists its models: one that answers at all is there.
+    if answer.status_code < HTTPStatus.INTERNAL_SERVER_ERROR:
+        return Finding(part, State.OK, detail)
+    return Finding(part, State.FAILED, detail, "look at the model server's log")
+
+
+# --- discovery ---
 
 
 def embedder(part: str) -> Finding:
@@ -224,8 +338,27 @@ def embedder(part: str) -> Finding:
             if settings.ENGINE_EMBEDDER == "local"
             else "check ENGINE_EMBEDDER and its variables"
         )
-        return Finding(part, False, error.detail, remedy)
-    return Finding(part, True, f"{settings.ENGINE_EMBEDDER}, {len(vector)} dimensions")
+        return Finding(part, State.FAILED, error.detail, remedy)
+    return Finding(part, State.OK, f"{settings.ENGINE_EMBEDDER}, {len(vector)} dimensions")
+
+
+def discovery(part: str) -> Finding:
+    """Whether agents are found by meaning, after a task that is asked now."""
+    agents_discovery.warm_up()
+    found = discovery_lately(part)
+    space = active_space()
+    return replace(found, detail=f"by meaning, in {space.name}") if found.ok and space is not None else found
+
+
+def discovery_lately(part: str) -> Finding:
+    """Whether agents are found by meaning. Without the embedding model their words decide: that is still ready."""
+    if why := agents_discovery.degraded():
+        remedy = "Run manage.py doctor. Until then agents are found by their words alone."
+        return Finding(part, State.DEGRADED, why, remedy, public=why)
+    return Finding(part, State.OK, "by meaning")
+
+
+# --- files and Redis ---
 
 
 def storage(part: str) -> Finding:
@@ -233,16 +366,21 @@ def storage(part: str) -> Finding:
     artifacts = storages["artifacts"]
     where = f"bucket {settings.ENGINE_S3_BUCKET}" if settings.ENGINE_S3_BUCKET else type(artifacts).__name__
     try:
-        name = artifacts.save("doctor", ContentFile(b"well"))
+        name = artifacts.save(f"doctor/{uuid4()}", ContentFile(b"well"))  # others look at the same time
         with artifacts.open(name) as file:
             same = file.read() == b"well"
         artifacts.delete(name)
     except Exception as error:  # each storage backend raises classes of its own
-        return Finding(part, False, first_line(error), storage_remedy(error))
-    return Finding(part, same, where, "" if same else "the storage returns other bytes")
+        return Finding(part, State.FAILED, first_line(error), storage_remedy(error))
+    if same:
+        return Finding(part, State.OK, where)
+    return Finding(part, State.FAILED, where, "the storage returns other bytes than it was given")
 
 
-def channels(part: str) -> Finding:
+REDIS_REMEDY = "start Redis, or correct REDIS_URL"
+
+
+def channel_layer(part: str) -> Finding:
     """Send a message through the channel layer."""
     layer = channel_layers["default"]
     where = "Redis" if settings.REDIS_URL else "in memory (REDIS_URL is not set)"
@@ -257,86 +395,57 @@ def channels(part: str) -> Finding:
     try:
         heard = asyncio.run(exchange())
     except (OSError, TimeoutError, RedisError) as error:
-        return Finding(part, False, first_line(error), "start Redis, or correct REDIS_URL")
-    return Finding(part, heard, where, "" if heard else "start Redis, or correct REDIS_URL")
+        return Finding(part, State.FAILED, first_line(error), REDIS_REMEDY)
+    return Finding(part, State.OK, where) if heard else Finding(part, State.FAILED, where, REDIS_REMEDY)
 
 
 def shared_cache(part: str) -> Finding:
     """Write to the cache and read from it."""
     where = "Redis" if settings.REDIS_URL else "in memory of each process (REDIS_URL is not set)"
+    key = f"doctor:{uuid4()}"
     try:
-        cache.set("doctor", "well", 10)
-        same = cache.get("doctor") == "well"
+        cache.set(key, "well", 10)
+        same = cache.get(key) == "well"
     except (OSError, RedisError) as error:
-        return Finding(part, False, first_line(error), "start Redis, or correct REDIS_URL")
-    return Finding(
-        part, same, where, "" if same else "raise Redis' maxmemory: it drops what it was just given"
-    )
+        return Finding(part, State.FAILED, first_line(error), REDIS_REMEDY)
+    if same:
+        return Finding(part, State.OK, where)
+    return Finding(part, State.FAILED, where, "raise Redis' maxmemory: it drops what it was just given")
 
 
 def disk(part: str) -> Finding:
-    """Room under ENGINE_HOME."""
+    """Room under ENGINE_HOME: uploads are spooled here, wherever they go."""
     free = shutil.disk_usage(settings.ENGINE_HOME).free
-    enough = free >= LEAST_FREE_BYTES
     detail = f"{free / 1024**3:.1f} GB free under {settings.ENGINE_HOME}"
-    return Finding(part, enough, detail, "" if enough else "make room, or move ENGINE_HOME")
+    if free >= LITTLE_ROOM:
+        return Finding(part, State.OK, detail)
+    state = State.FAILED if free < NO_ROOM else State.DEGRADED
+    return Finding(part, state, detail, "make room, or move ENGINE_HOME")
 
 
-def workers(part: str) -> Finding:
-    """Whether somebody runs jobs."""
-    found = health.workers()
-    return Finding(
-        part, found["ok"], found.get("detail", "at least one can run jobs"), found.get("remedy", "")
-    )
-
-
-def model_api(part: str) -> Finding:
-    """Whether agents that think with a model can run; they are not needed."""
-    if not (settings.OPENAI_API_KEY or settings.OPENAI_BASE_URL):
-        return Finding(part, True, "none: agents of kind llm are not offered (OPENAI_API_KEY)")
-    where = settings.OPENAI_BASE_URL or "https://api.openai.com/v1"
-    headers = {"Authorization": f"Bearer {settings.OPENAI_API_KEY}"}
-    try:
-        answer = httpx.get(f"{where.rstrip('/')}/models", headers=headers, timeout=MODEL_SECONDS)
-    except httpx.HTTPError as error:
-        return Finding(
-            part, False, f"{where}: {first_line(error)}", "check OPENAI_BASE_URL and the way there"
-        )
-    if answer.status_code in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
-        return Finding(part, False, f"{where} refuses the key", "set OPENAI_API_KEY to a key that it knows")
-    # Not every compatible server lists its models: one that answers at all is there.
-    well = answer.status_code < HTTPStatus.INTERNAL_SERVER_ERROR
-    detail = f"{where} answers {answer.status_code}"
-    return Finding(part, well, detail, "" if well else "look at the model server's log")
-
-
-def e2b(part: str) -> Finding:
-    """Whether E2B is set up where it is wanted; the sandbox's own line has tried it."""
-    if settings.ENGINE_SANDBOX != "e2b":
-        return Finding(part, True, "not used (ENGINE_SANDBOX)")
-    if not settings.E2B_API_KEY:
-        return Finding(part, False, "E2B_API_KEY is not set", "set E2B_API_KEY to a key of your E2B team")
-    return Finding(part, True, f"{settings.ENGINE_E2B_SANDBOXES} sandboxes at once, see the line sandbox")
-
-
-PARTS: dict[str, Callable[[str], Finding]] = {
-    "database": database,
-    "tables": tables,
-    "clock": clock,
-    "pooling": pooling,
-    "notifications": notifications,
-    "sandbox": sandbox,
-    "embedder": embedder,
-    "artifacts": storage,
-    "channel layer": channels,
-    "cache": shared_cache,
-    "disk": disk,
-    "workers": workers,
-    "E2B": e2b,
-    "model API": model_api,
+PARTS: dict[str, Part] = {
+    "database": Part(database, "The database does not answer.", is_needed=True),
+    "migrations": Part(migrations, "Migrations are missing.", is_needed=True),
+    "clock": Part(clock, "The clocks of the web host and the database differ."),
+    "pooling": Part(pooling, "A pooler stands where Engine needs a session.", every=60.0),
+    "notifications": Part(notifications, "LISTEN is not heard: jobs start up to a second later.", every=60.0),
+    "sandbox": Part(sandbox, "No worker has a sandbox.", glance=workers_sandbox),
+    "embedder": Part(embedder, "The embedding model does not answer.", every=60.0),
+    "discovery": Part(
+        discovery,
+        "Agents are found by their words alone.",
+        glance=discovery_lately,
+    ),
+    "storage": Part(storage, "Files cannot be stored or read.", every=30.0),
+    "channel_layer": Part(channel_layer, "Redis does not answer.", every=10.0),
+    "cache": Part(shared_cache, "Redis does not answer: jobs start up to a second later.", every=10.0),
+    "disk": Part(disk, "The disk of ENGINE_HOME is nearly full.", is_needed=True),
+    "workers": Part(workers, "No worker can run jobs.", is_needed=True),
+    "e2b": Part(e2b, "E2B does not take our calls.", title="E2B", every=60.0),
+    "model_api": Part(model_api, "The model API does not answer.", title="model API", every=60.0),
 }
-
-
-def first_line(error: BaseException) -> str:
-    """The gist of a driver's message."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+# Looks at what is in the database: while that is away, they would only wait for it.
+ASKS_DATABASE = {
+    *(database, migrations, clock, pooling, notifications),
+    *(workers_sandbox, workers, discovery),
+}

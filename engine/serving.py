@@ -56,11 +56,13 @@ def serve(listener: socket.socket) -> None:
     limit_statements(STATEMENT_SECONDS)
     refuse_wrong_pooling()
     refuse_risky_durability()
+    from engine import readiness
     from engine.asgi import application
     from engine.server import WebServer
     from jobs.metering.totals import Reporter
 
     warm_up()
+    readiness.begin()
     host, port = listener.getsockname()[:2]
 
     def say_ready() -> None:

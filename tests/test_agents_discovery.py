@@ -229,7 +229,7 @@ def test_health_says_when_the_model_is_away_and_when_it_is_back(
     part = without.json()["parts"]["discovery"]
     assert (part["ok"], part["degraded"]) == (True, True)
     assert "doctor" in part["remedy"]
-    assert back.json()["parts"]["discovery"] == {"ok": True}
+    assert back.json()["parts"]["discovery"] == {"ok": True, "state": "ok"}
     assert "degraded" not in back.json()
 
 

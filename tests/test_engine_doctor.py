@@ -5,7 +5,8 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from engine.database import direct_dsn
-from engine.diagnosis import database_remedy, storage, storage_remedy
+from engine.diagnosis import storage
+from engine.remedies import database_remedy, storage_remedy
 from tests.buckets import bucket_server, storages_in
 
 

@@ -1,15 +1,16 @@
 """`/health/live` says that the process lives, `/health/ready` that jobs can run, and what is missing if not."""
 
 import time
+from collections.abc import Iterator
 from datetime import timedelta
 
 import pytest
-from django.db import OperationalError
+from django.db import OperationalError, connection
 from django.test import Client
 from django.utils import timezone
 
 from agents import discovery
-from engine import health
+from engine import diagnosis, readiness
 from jobs.models import Worker
 
 
@@ -18,6 +19,13 @@ def make_worker(*, lease: float = 15, **fields: object) -> Worker:
     return Worker.objects.create(
         host="here", pid=1, slots=4, lease_until=lease_until, **{"can_run": True, **fields}
     )
+
+
+@pytest.fixture(autouse=True)
+def fresh_readings() -> Iterator[None]:
+    readiness.forget()
+    yield
+    readiness.forget()
 
 
 def test_a_process_that_answers_is_alive_whatever_else_is_down(client: Client):
@@ -34,8 +42,11 @@ def test_jobs_can_run_once_a_live_worker_has_a_sandbox(client: Client, monkeypat
     answer = client.get("/health/ready")
 
     assert answer.status_code == 200
-    parts = ("database", "migrations", "disk", "workers", "discovery")
-    assert answer.json()["parts"] == {name: {"ok": True} for name in parts}
+    parts = answer.json()["parts"]
+    assert list(parts) == [*diagnosis.PARTS]
+    states = {name: part["state"] for name, part in parts.items()}
+    assert states == dict.fromkeys(parts, "ok") | {"e2b": "off", "model_api": "off"}
+    assert all(part["ok"] for part in parts.values())
 
 
 @pytest.mark.django_db
@@ -69,17 +80,23 @@ def test_without_such_a_worker_it_says_what_to_do(client: Client, worker, remedy
     assert remedy in part["remedy"]
 
 
-def test_a_database_that_is_away_is_named_and_nothing_else_is_asked(client: Client, monkeypatch):
-    def away() -> health.Part:
-        raise OperationalError("connection refused")
+def test_a_database_that_is_away_is_named_and_nothing_else_is_asked_of_it(client: Client, monkeypatch):
+    def away() -> None:
+        raise OperationalError("connection refused to hunter2")
 
-    monkeypatch.setattr(health, "database", away)
+    monkeypatch.setattr(connection, "ensure_connection", away)
 
     answer = client.get("/health/ready")
 
+    parts = answer.json()["parts"]
     assert answer.status_code == 503
-    assert list(answer.json()["parts"]) == ["database"]
-    assert "refused" not in answer.content.decode()
+    assert (parts["database"]["ok"], parts["database"]["remedy"]) == (
+        False,
+        "start PostgreSQL, or set DATABASE_URL",
+    )
+    assert {"migrations", "workers", "clock"}.isdisjoint(parts)
+    assert parts["storage"]["ok"]
+    assert "hunter2" not in answer.content.decode()
 
 
 @pytest.mark.django_db
@@ -106,7 +123,7 @@ def test_tables_that_are_missing_are_named_until_they_are_there(tmp_path, make_i
 
         instance.manage("migrate", "--verbosity", "0")
 
-        assert client.get("/health/ready").json()["parts"]["migrations"] == {"ok": True}
+        assert client.get("/health/ready").json()["parts"]["migrations"] == {"ok": True, "state": "ok"}
 
 
 def test_without_a_database_the_web_process_starts_and_answers_503(make_instance):

@@ -91,7 +91,7 @@ def test_behind_a_pooler_the_doctor_looks_for_the_limits_of_the_role(
         unlimited = diagnosis.pooling("pooling")
 
     assert (limited.ok, limited.detail) == (True, "DATABASE_URL through a pooler, LISTEN past it")
-    assert (unlimited.ok, unlimited.remedy) == (False, "ALTER ROLE engine SET lock_timeout = '2s'")
+    assert (unlimited.ok, unlimited.remedy) == (False, "ALTER ROLE CURRENT_USER SET lock_timeout = '2s'")
 
 
 def test_jobs_run_through_it_and_are_heard_of_past_it(make_instance: Any, tmp_path: Path):

@@ -5,7 +5,16 @@ from typing import Any
 
 from django.core.management.base import BaseCommand
 
-from engine.diagnosis import findings
+from engine.diagnosis import State, findings, title
+
+# A risk is a failure to whoever asks whether all is well.
+WORDS = {
+    State.OK: "ok",
+    State.OFF: "off",
+    State.UNKNOWN: "?",
+    State.DEGRADED: "FAIL",
+    State.FAILED: "FAIL",
+}
 
 
 class Command(BaseCommand):
@@ -17,9 +26,9 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         well = True
         for finding in findings():
-            self.stdout.write(f"{'ok  ' if finding.ok else 'FAIL'}  {finding.part:<14} {finding.detail}")
-            if not finding.ok:
-                well = False
+            self.stdout.write(f"{WORDS[finding.state]:<4}  {title(finding.part):<14} {finding.detail}")
+            well = well and finding.ok
+            if finding.remedy:
                 self.stdout.write(f"      {'':<14} To fix it: {finding.remedy}")
         if not well:
             sys.exit(1)

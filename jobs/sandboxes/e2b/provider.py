@@ -40,7 +40,7 @@ from . import guest
 from .box import LIFE_SECONDS, Box
 from .budget import Budget, Found
 from .bundle import check_paths, layer, layer_key, pack
-from .calls import NO_KEY, NO_TEMPLATE, Unclear, sdk_call
+from .calls import NO_KEY, NO_TEMPLATE, REQUEST_SECONDS, Unclear, sdk_call
 from .sandbox import E2BSandbox
 
 logger = logging.getLogger(__name__)
@@ -101,8 +101,7 @@ class E2BProvider(Provider):
             if not self.api_key:
                 raise SandboxUnavailable("E2B_API_KEY is not set", remedy=NO_KEY)
             self.installation = self.installation or await self.budget.installation()
-            async with sdk_call("asking for our sandboxes"):
-                await self.remote.list(limit=1).next_items()
+            await self.ask()
             if self.refused_template:
                 await self._try_template()
             await asyncio.to_thread(
@@ -120,6 +119,11 @@ class E2BProvider(Provider):
             )
             self.health = ProviderHealth(False, self.name, str(error), remedy)
         return self.health
+
+    async def ask(self, *, seconds: float = REQUEST_SECONDS) -> None:
+        """Ask E2B for our sandboxes, which it answers if it takes the key. Raises SandboxError."""
+        async with sdk_call("asking for our sandboxes", seconds=seconds):
+            await self.remote.list(limit=1).next_items()
 
     async def _try_template(self) -> None:
         async with sdk_call("trying the template", seconds=CREATE_SECONDS):
