@@ -5,6 +5,7 @@ to nine times fewer requests a second). In lasting threads database connections 
 """
 
 import asyncio
+import contextvars
 import io
 import sys
 import tempfile
@@ -133,7 +134,8 @@ class Bridge:
         self, work: Callable[..., Any], *arguments: Any, finally_: Callable[[], None] | None = None
     ) -> Any:
         self.waiting += 1
-        future: Future[Any] = self.pool.submit(work, *arguments)
+        # In the request's context: what is logged in the thread, by whomever, names the request.
+        future: Future[Any] = self.pool.submit(contextvars.copy_context().run, work, *arguments)
         try:
             return await asyncio.wrap_future(future)
         except asyncio.CancelledError:

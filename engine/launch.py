@@ -9,7 +9,6 @@ import signal
 import socket
 import sys
 import time
-import traceback
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -21,6 +20,7 @@ from django.db import connections
 from engine.database import is_embedded
 from engine.embedded import server_for
 from engine.installation import Access, prepare
+from engine.logs import is_json
 from engine.sample import TASK, run_sample_job
 from engine.secretfile import make_private
 from engine.serving import PortTaken, bracketed, listen
@@ -107,7 +107,7 @@ def prepare_and_tell(writer: int, ask: Callable[[], None] | None) -> int:
         os.write(writer, json.dumps(asdict(found)).encode())
     except BaseException as error:  # whatever it is: a child that raised would go on as a second parent
         if not isinstance(error, StepFailed | KeyboardInterrupt | SystemExit):
-            traceback.print_exc()
+            sys.excepthook(type(error), error, error.__traceback__)
         if is_embedded():
             server_for(settings.ENGINE_HOME).leave()
         return 1
@@ -265,6 +265,10 @@ def first_job(access: Access) -> None:
 def introduce(access: Access, trouble: str) -> None:
     """How to go on from here."""
     url = settings.ENGINE_PUBLIC_URL
+    if is_json():  # whoever reads these lines is not always who may have the key
+        say(f"Engine is up, but cannot run jobs yet. {trouble}" if trouble else "Engine is ready.")
+        say(f"Dashboard {url}/admin/, API {url}/api/docs, secrets in {settings.SECRETS.path}")
+        return
     password = access.password or "(as you changed it)"
     say(f"""
 {f"Engine is up, but cannot run jobs yet. {trouble}" if trouble else "Engine is ready."}

@@ -2,11 +2,15 @@
 
 import json
 import logging
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from types import MappingProxyType
+from typing import Any
+
+from django.conf import settings
 
 from engine.redaction import of_installation
 
@@ -39,11 +43,15 @@ def printable(text: str) -> str:
 
 
 class OneLine(logging.Formatter):
-    """A record as one line, so that no text from outside can pass for a line of ours (tracebacks excepted)."""
+    """A record as one line, so that no text from outside can pass for a line of ours; a traceback is indented below."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         """The formatted line with nothing in it that is not printable."""
         return printable(super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:
+        """The traceback, each line printable and indented: an exception's text may hold lines of its own."""
+        return "\n".join(f"    {printable(line)}" for line in super().formatException(ei).split("\n"))
 
     def format(self, record: logging.LogRecord) -> str:
         """The line, and a traceback if there is one, without secrets."""
@@ -53,8 +61,8 @@ class OneLine(logging.Formatter):
 class JsonLine(logging.Formatter):
     """A record as one JSON object: at, level, logger, message, what it belongs to, a traceback if there is one."""
 
-    def format(self, record: logging.LogRecord) -> str:
-        """One line."""
+    def document(self, record: logging.LogRecord) -> dict[str, Any]:
+        """What the line says."""
         line = {
             "at": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
@@ -64,4 +72,36 @@ class JsonLine(logging.Formatter):
         }
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
-        return of_installation()(json.dumps(line, ensure_ascii=False))
+        if record.stack_info:
+            line["stack"] = self.formatStack(record.stack_info)
+        return line
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line, in ASCII: some readers end lines at U+2028 or U+0085, and terminals obey U+009B."""
+        # Before it is JSON, where a secret with a quotation mark would look different.
+        return json.dumps(of_installation().inside(self.document(record)))
+
+
+def message_of(line: str) -> str:
+    """What a line of a program's log says, whichever way it is written."""
+    try:
+        return str(json.loads(line)["message"])
+    except (ValueError, TypeError, KeyError):
+        return line
+
+
+def is_json() -> bool:
+    """Whether each line is an object for machines."""
+    return bool(settings.LOG_FORMAT == "json")
+
+
+def tell(text: str, **fields: object) -> None:
+    """Say how a program fares: a line on the terminal, or among the objects where lines are those."""
+    if not is_json():
+        print(text, flush=True, file=sys.stdout)
+    elif text.strip():
+        with log_fields(**fields):
+            told.info("%s", text.strip())
+
+
+told = logging.getLogger("engine")

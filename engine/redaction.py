@@ -36,6 +36,7 @@ _FORMS = re.compile(
 # The name stays, what it names goes: `Authorization: Bearer …`, `postgresql://user:…@host`.
 _NAMED = re.compile(
     r"(?i)(\bauthorization[\"']?\s*[:=]\s*[\"']?(?:bearer|basic)\s+)[\w.~+/=-]{8,}|(\b[a-z][a-z0-9+]*://[^\s:/@\"]*:)[^\s@/\"]+(?=@)"
+    r"|(/answer/)[\w.~:=-]{8,}"  # the link is the credential (jobs.answering)
 )
 # Members of a job's input whose values are not for its log.
 _SECRET_NAME = re.compile(
@@ -58,8 +59,8 @@ class Redactor:
         # Most lines hold neither of what the longer search begins with.
         if "_" in text or "-" in text or "eyJ" in text or "AKIA" in text or "ASIA" in text or "AIza" in text:
             text = _FORMS.sub(REDACTED, text)
-        if "://" in text or "uthorization" in text or "UTHORIZATION" in text:
-            text = _NAMED.sub(lambda found: (found[1] or found[2]) + REDACTED, text)
+        if "://" in text or "uthorization" in text or "UTHORIZATION" in text or "/answer/" in text:
+            text = _NAMED.sub(lambda found: (found[1] or found[2] or found[3]) + REDACTED, text)
         return text
 
     def inside(self, value: Any) -> Any:
@@ -108,3 +109,4 @@ def _own_secrets() -> Iterator[str]:
     yield settings.DATABASES["default"].get("PASSWORD") or ""
     yield urlsplit(settings.REDIS_URL).password or ""
     yield getattr(settings, "EMAIL_HOST_PASSWORD", "")
+    yield settings.SECRETS.get("ADMIN_PASSWORD") or ""  # as `make run` made it

@@ -10,6 +10,7 @@ from django.urls import get_resolver
 
 from engine import collector
 from engine.database import limit_statements, refuse_risky_durability, refuse_wrong_pooling
+from engine.logs import tell
 from engine.supervisor import Child, Supervisor
 
 logger = logging.getLogger("engine.server")
@@ -66,7 +67,7 @@ def serve(listener: socket.socket) -> None:
     host, port = listener.getsockname()[:2]
 
     def say_ready() -> None:
-        print(f"Engine serves http://{bracketed(host)}:{port}", flush=True)
+        tell(f"Engine serves http://{bracketed(host)}:{port}")
 
     reporter = Reporter()
     reporter.start()

@@ -504,6 +504,8 @@ LOGGING: dict[str, Any] = {
     "handlers": {
         "stderr": {
             "class": "logging.StreamHandler",
+            # As the process began: what is printed later to sys.stderr becomes a line of the log (engine.output).
+            "stream": "ext://sys.__stderr__" if LOG_FORMAT == "json" else "ext://sys.stderr",
             "formatter": "json" if LOG_FORMAT == "json" else "line",
             "filters": ["fields"],
         }

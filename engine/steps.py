@@ -1,10 +1,13 @@
 """Steps on a terminal: what is being done, how long it took, and what to do where it failed."""
 
-import sys
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from engine.logs import is_json, tell
+
+log = logging.getLogger("engine.up")
 NAME_WIDTH = 36
 
 
@@ -23,6 +26,10 @@ def step(name: str) -> Iterator[Callable[[str], None]]:
     A StepFailed is printed with its remedy and goes on to the caller.
     """
     notes: list[str] = []
+    if is_json():
+        with told_step(name, notes):
+            yield notes.append
+        return
     print(f"  {name:<{NAME_WIDTH}}", end="", flush=True)
     begun = time.monotonic()
     try:
@@ -36,6 +43,23 @@ def step(name: str) -> Iterator[Callable[[str], None]]:
     print(f"{time.monotonic() - begun:6.1f} s  {' '.join(notes)}".rstrip(), flush=True)
 
 
+@contextmanager
+def told_step(name: str, notes: list[str]) -> Iterator[None]:
+    """The same for machines: one line when it is done, or has failed."""
+    begun = time.monotonic()
+    try:
+        yield
+    except StepFailed as error:
+        log.error("%s failed: %s To fix it: %s", name, error, error.remedy)
+        raise
+    except BaseException as error:
+        stopped = isinstance(error, KeyboardInterrupt | SystemExit)
+        log.error("%s was stopped." if stopped else "%s failed.", name)
+        raise
+    log.info("%s", " ".join((f"{name}: {time.monotonic() - begun:.1f} s", *notes)))
+
+
 def say(text: str = "") -> None:
-    """Print a line now, also where the output is a pipe."""
-    print(text, flush=True, file=sys.stdout)
+    """Tell whoever started the program, line by line, also where the output is a pipe."""
+    for line in text.split("\n"):
+        tell(line)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from engine.logs import printable
+from engine.logs import message_of, printable, tell
 
 FIRST_BACKOFF, LONGEST_BACKOFF = 0.5, 30.0  # seconds before a child that died is started again
 STEADY_SECONDS = 60.0  # a child that lived so long starts over with the first backoff
@@ -56,7 +56,7 @@ class Child:
         with self.log.open("rb") as file:
             file.seek(max(0, self.log.stat().st_size - 4096))
             lines = file.read().decode(errors="replace").split("\n")
-        return next((printable(line.strip()) for line in reversed(lines) if line.strip()), "")
+        return next((printable(message_of(line.strip())) for line in reversed(lines) if line.strip()), "")
 
     @contextlib.contextmanager
     def output(self) -> Iterator[IO[bytes] | None]:
@@ -76,7 +76,7 @@ class Supervisor:
         children: Sequence[Child],
         *,
         grace_seconds: float,
-        say: Callable[[str], None] = lambda line: print(line, flush=True),
+        say: Callable[[str], None] = tell,
     ) -> None:
         self.children = list(children)
         self.grace_seconds = grace_seconds

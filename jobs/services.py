@@ -1,12 +1,13 @@
 """What callers may ask of jobs: submit, cancel, answer, look. One function, one transaction, ORM under a row lock."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from django.db import connection
+from django.db import connection, transaction
 from django.db.models.functions import Now
 from uuid_utils.compat import uuid7
 
@@ -16,6 +17,7 @@ from agents.models import AgentVersion
 from apikeys.callers import Caller
 from apikeys.errors import ScopeMissing
 from apikeys.models import Project
+from engine.logs import log_fields
 from jobs import answers, failpoints, inserting, queries, room, wakeups
 from jobs.errors import (
     InvalidInput,
@@ -32,6 +34,8 @@ from jobs.notifying import links
 from jobs.retries import RetryPolicy
 from jobs.schemas import faults
 from jobs.texts import instant
+
+log = logging.getLogger("engine.jobs")
 
 # The journal key of the question that a weak match asks; agents' own keys never begin with a dot.
 AGENT_CHOICE_KEY = ".agent"
@@ -120,7 +124,14 @@ def submit(request: JobRequest, *, by: Caller, project: Project) -> Job:
     if job.status == Job.Status.QUEUED:
         wakeups.queues_filled(job.queue)
     wakeups.jobs_changed(job.id)
+    transaction.on_commit(lambda: _note_submitted(job))
     return job
+
+
+def _note_submitted(job: Job) -> None:
+    """The line by which a job leads to its request."""
+    with log_fields(job=job.id):
+        log.info("A job was submitted: it is %s.", job.status)
 
 
 def _add_files(job: Job, files: Sequence[StoredUpload]) -> None:

@@ -7,6 +7,7 @@ thread pool; the heartbeat has a thread and a connection of its own, which jobs 
 
 import asyncio
 import contextlib
+import contextvars
 import logging
 import os
 import random
@@ -171,7 +172,8 @@ class Incarnation:
 
     async def _work(self) -> None:
         self.writer = Writer(self.id, in_database=self._in_database, on_worker_lost=self._lease_is_lost)
-        beat = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+        in_context = contextvars.copy_context().run  # its lines name the worker, too
+        beat = threading.Thread(target=in_context, args=(self._beat,), name="heartbeat", daemon=True)
         beat.start()
         self._beat_now.set()
         writing = asyncio.create_task(self.writer.run())
@@ -244,7 +246,8 @@ class Incarnation:
             finally:
                 connection.close_if_unusable_or_obsolete()
 
-        calling = self._loop.run_in_executor(self._pool, call)
+        # In this task's context: what is logged in the thread names its job.
+        calling = self._loop.run_in_executor(self._pool, contextvars.copy_context().run, call)
         try:
             done, _ = await asyncio.wait([calling], timeout=patience)
         except asyncio.CancelledError:
@@ -501,6 +504,10 @@ class Incarnation:
     async def _run_job(self, entry: Running) -> None:
         """Run and settle one job; each line logged meanwhile names it."""
         with log_fields(job=entry.job.id, attempt=entry.job.attempt):
+            if not _does_nothing(entry.agent):
+                log.info(
+                    "The attempt begins, with version %s of agent %s.", entry.agent.number, entry.agent.slug
+                )
             await self._run_and_settle(entry)
 
     async def _run_and_settle(self, entry: Running) -> None:
@@ -564,7 +571,9 @@ class Incarnation:
             return
         with contextlib.suppress(LeaseLostError):
             row = settlement(outcome, entry.job, entry.agent, recorder=entry.recorder, clock=self._clock)
-            await asyncio.shield(entry.recorder.settle(row))
+            status = await asyncio.shield(entry.recorder.settle(row))
+            if not _does_nothing(entry.agent):
+                log.info("The attempt has ended (%s): the job is %s.", type(outcome).__name__, status)
 
     def _finished(self, *keys: AttemptKey) -> None:
         for key in keys:
@@ -691,11 +700,12 @@ class Incarnation:
     def drain(self, *, now: bool = False) -> None:
         """Take no more jobs; short ones finish, the rest go back. `now`: all go back at once."""
         if not self._draining:
-            log.info(
-                "Draining: %s jobs are finishing or go back within %s s.",
-                len(self.running),
-                self.options.grace_seconds,
-            )
+            with log_fields(worker=self.id):  # a signal's handler runs outside our tasks
+                log.info(
+                    "Draining: %s jobs are finishing or go back within %s s.",
+                    len(self.running),
+                    self.options.grace_seconds,
+                )
         self._draining = True
         self._look.set()
         self._beat_now.set()

@@ -139,7 +139,7 @@ class Instance:
     def serve(self, *arguments: str) -> Program:
         """Start a web process on a free port; `url` is then its address."""
         program = self.start("serve", "--port", "0", *arguments)
-        self.url = program.printed(r"Engine serves (http://\S+)")[1]
+        self.url = program.printed(r'Engine serves (http://[^\s"]+)')[1]
         return program
 
     def worker(self, *arguments: str) -> Program:
