@@ -161,14 +161,15 @@ def measure(
         evidence = [
             Evidence.made_of(best.cosine, best.covered, best.asked, familiarity)
             for best, familiarity in zip(first, familiar, strict=False)
-        ] or [Evidence(0.0, 0.0, -familiarity) for familiarity in familiar]
+        ]
     else:
         evidence = []
         for task, vector, familiarity in zip(yardstick_tasks, background.vectors, familiar, strict=False):
             ranked = large.rank(
                 registry, task, vector, survey, space=space, average_length=average_length, limit=1
             )
-            evidence.append(Evidence.of(ranked[0], familiarity))
+            evidence += [Evidence.of(best, familiarity) for best in ranked]
+    evidence = evidence or [Evidence(0.0, 0.0, -familiarity) for familiarity in familiar]
     found = Yardstick.over(evidence, average_length, survey)
     row, _ = Calibration.objects.update_or_create(
         project=by.project,

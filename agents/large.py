@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from django.db import connection, transaction
+from django.db.backends.utils import CursorWrapper
 from django.db.models import QuerySet
 
 from agents import queries, vector_index
@@ -28,17 +29,12 @@ KNOWN_SHARE = 0.001
 # The task's words bring up candidates in the order of their rarity, until so many postings are to be read.
 MOST_POSTINGS = 30_000
 # For each candidate by words so many are looked at, times the share of all cards that the caller sees.
-LOOKED_AT = 2
+LOOKED_AT = 4
 SAMPLE = 500
 
 RANK = """
 WITH visible AS NOT MATERIALIZED ({visible}),
-nearby AS MATERIALIZED (
-    SELECT vector.agent_version_id AS version
-      FROM agents_agentembedding AS vector JOIN visible ON visible.version = vector.agent_version_id
-     WHERE vector.space_id = {space} AND part = 'full' AND eligible
-     ORDER BY embedding::halfvec({dims}) <#> %(vector)s::halfvec({dims}) LIMIT %(nearest)s
-),
+{nearby},
 word AS MATERIALIZED (SELECT lexeme AS term FROM unnest(to_tsvector('english', %(task)s))),
 known AS (SELECT term, its_agents FROM unnest(%(known)s::text[], %(counts)s::int[]) AS known (term, its_agents)),
 -- In few agents, most of which may be another project's: counted as they are seen.
@@ -51,22 +47,18 @@ weight AS MATERIALIZED (
     SELECT term, ln(1 + greatest(0, %(agents)s - its_agents + 0.5::float8) / (its_agents + 0.5::float8)) AS idf
       FROM (SELECT * FROM seldom UNION ALL SELECT term, its_agents FROM known) AS word
 ),
--- Who may be seen is looked up for the first of them only: for each posting it would take longer than all the rest.
-likely AS MATERIALIZED (
+said AS NOT MATERIALIZED (
     SELECT agent_version_id AS version,
            sum(idf * frequency * (%(k1)s + 1)
                / (frequency + %(k1)s * (1 - %(b)s + %(b)s * length / %(average_length)s))) AS bm25
       FROM weight JOIN agents_agentterm USING (term) WHERE term <> ALL(%(common)s::text[])
-     GROUP BY version ORDER BY bm25 DESC, version LIMIT %(likely)s
+     GROUP BY version
 ),
-worded AS (
-    SELECT version FROM likely JOIN visible USING (version) WHERE eligible
-     ORDER BY bm25 DESC, version LIMIT %(by_words)s
-),
-chosen AS MATERIALIZED (SELECT version FROM nearby UNION SELECT version FROM worded),
+{worded},
+chosen AS MATERIALIZED (SELECT version, ok, failed FROM nearby UNION SELECT version, ok, failed FROM worded),
 asked AS MATERIALIZED (
-    SELECT version, true AS is_candidate FROM chosen
-    UNION ALL SELECT version, false FROM unnest(%(sample)s::uuid[]) AS sample (version)
+    SELECT version, true AS is_candidate, ok, failed FROM chosen
+    UNION ALL SELECT version, false, NULL, NULL FROM unnest(%(sample)s::uuid[]) AS sample (version)
      WHERE version NOT IN (SELECT version FROM chosen)
 ),
 -- Candidates are far from the average and stand for themselves, the sample for all others (Horvitz and Thompson).
@@ -75,28 +67,30 @@ standing AS (
            / greatest(count(*) FILTER (WHERE NOT is_candidate), 1)::float8 AS others
       FROM asked
 ),
+-- One search per word for all of them, which skips what lies between: the commonest words stand in half the registry.
 lexical AS (
-    SELECT asked.version, is_candidate, sum(idf) AS covered, array_agg(term ORDER BY idf DESC, term) AS terms,
+    SELECT posting.version, sum(idf) AS covered, array_agg(term ORDER BY idf DESC, term) AS terms,
            sum(idf * frequency * (%(k1)s + 1)
                / (frequency + %(k1)s * (1 - %(b)s + %(b)s * length / %(average_length)s))) AS bm25
-      FROM asked CROSS JOIN weight
-      JOIN agents_agentterm AS posting USING (term)
-     WHERE posting.agent_version_id = asked.version
-     GROUP BY asked.version, is_candidate
+      FROM weight CROSS JOIN LATERAL (
+        SELECT agent_version_id AS version, frequency, length FROM agents_agentterm AS posting
+         WHERE posting.term = weight.term AND agent_version_id = ANY((SELECT array_agg(version) FROM asked)::uuid[])
+      ) AS posting
+     GROUP BY posting.version
 ),
 near AS MATERIALIZED (
-    SELECT asked.version, is_candidate, part, -(embedding <#> %(vector)s::vector) AS cosine
+    SELECT asked.version, part, -(embedding <#> %(vector)s::vector) AS cosine
       FROM asked JOIN agents_agentembedding AS vector ON vector.agent_version_id = asked.version
      WHERE vector.space_id = {space}
 ),
 meaning AS (
-    SELECT version, is_candidate, (max(cosine) FILTER (WHERE part = 'full')
-                                   + max(cosine) FILTER (WHERE part <> 'full')) / 2 AS cosine
-      FROM near GROUP BY version, is_candidate
+    SELECT version, (max(cosine) FILTER (WHERE part = 'full') + max(cosine) FILTER (WHERE part <> 'full')) / 2
+                    AS cosine
+      FROM near GROUP BY version
 ),
 evidence AS MATERIALIZED (
-    SELECT version, is_candidate, cosine, coalesce(bm25, 0) AS bm25, coalesce(covered, 0) AS covered, terms
-      FROM asked LEFT JOIN meaning USING (version, is_candidate) LEFT JOIN lexical USING (version, is_candidate)
+    SELECT asked.*, cosine, coalesce(bm25, 0) AS bm25, coalesce(covered, 0) AS covered, terms
+      FROM asked LEFT JOIN meaning USING (version) LEFT JOIN lexical USING (version)
 ),
 moment AS (
     SELECT sum(stands) FILTER (WHERE cosine IS NOT NULL) AS with_vector, sum(stands) AS agents,
@@ -124,7 +118,7 @@ weighed AS (
            ) AS by_words,
            %(prior)s * (2 * (coalesce(ok, 0) + 2)::float8 / (coalesce(ok, 0) + coalesce(failed, 0) + 4) - 1)
                AS by_success
-      FROM deviation JOIN visible USING (version)
+      FROM deviation
 ),
 ranked AS (
     SELECT weighed.*, by_meaning + by_words + by_success AS score
@@ -132,7 +126,7 @@ ranked AS (
 )
 SELECT ranked.version, ranked.score, ranked.cosine, ranked.covered, ranked.terms,
        coalesce((SELECT sum(idf) FROM weight), 0) AS asked, best.part, best.text,
-       by_meaning, by_words, by_success
+       by_meaning, by_words, by_success, {complete}
   FROM ranked LEFT JOIN LATERAL (
     SELECT part, text FROM agents_agentembedding
      WHERE agent_version_id = ranked.version AND space_id = {space} AND part <> 'full'
@@ -140,6 +134,39 @@ SELECT ranked.version, ranked.score, ranked.cosine, ranked.covered, ranked.terms
   ) AS best ON true
  ORDER BY ranked.score DESC, ranked.version
 """
+
+# Candidates that the index and the most telling words bring up. Who may be seen is looked up for the first of the
+# latter only: for each posting it would take longer than all the rest.
+QUICK = {
+    "nearby": """nearby AS MATERIALIZED (
+    SELECT vector.agent_version_id AS version, ok, failed
+      FROM agents_agentembedding AS vector JOIN visible ON visible.version = vector.agent_version_id
+     WHERE vector.space_id = {space} AND part = 'full' AND eligible
+     ORDER BY embedding::halfvec({dims}) <#> %(vector)s::halfvec({dims}) LIMIT %(nearest)s
+)""",
+    "worded": """likely AS MATERIALIZED (SELECT version, bm25 FROM said ORDER BY bm25 DESC, version LIMIT %(likely)s),
+worded AS MATERIALIZED (
+    SELECT version, ok, failed FROM likely JOIN visible USING (version) WHERE eligible
+     ORDER BY bm25 DESC, version LIMIT %(by_words)s
+)""",
+    "complete": """(SELECT count(*) FROM nearby) = %(nearest)s
+       AND ((SELECT count(*) FROM worded) = %(by_words)s OR (SELECT count(*) FROM likely) < %(likely)s)""",
+}
+# The same by looking at everybody, for where those are too few. The graph does not lead everywhere: cards that are all
+# alike are an island, and it gives up where nearly all cards near the task are another project's, as the words do.
+THOROUGH = {
+    "nearby": """nearby AS MATERIALIZED (
+    SELECT vector.agent_version_id AS version, ok, failed
+      FROM agents_agentembedding AS vector JOIN visible ON visible.version = vector.agent_version_id
+     WHERE vector.space_id = {space} AND part = 'full' AND eligible
+     ORDER BY embedding <#> %(vector)s::vector LIMIT %(nearest)s
+)""",
+    "worded": """worded AS MATERIALIZED (
+    SELECT version, ok, failed FROM said JOIN visible USING (version) WHERE eligible
+     ORDER BY bm25 DESC, version LIMIT %(by_words)s
+)""",
+    "complete": "true",
+}
 
 KNOWN = """
 WITH visible AS MATERIALIZED ({visible})
@@ -158,7 +185,7 @@ class Survey:
     """What is known of a large registry as a whole, taken with its calibration."""
 
     agents: int
-    common: Mapping[str, int]  # in how many agents the words stand that not only few have
+    common: Mapping[str, int]  # in how many agents a word stands, of the words above KNOWN_SHARE
     sample: list[str]  # ids of versions that stand for all
     cards: int  # versions of everybody's agents, old ones included
 
@@ -208,13 +235,12 @@ def rank(
     prior: float = 0.0,
 ) -> list[Ranked]:
     """The best agents for a task, best first, as `queries.rank` gives them."""
-    statement = RANK.replace("{space}", vector_index.literal(space).replace("%", "%%"))
-    sql, params = queries.with_visible(statement.replace("{dims}", str(vector.size)), visible)
-    params |= queries.weights(task, vector, average_length=average_length, limit=limit, prior=prior)
+    params = queries.weights(task, vector, average_length=average_length, limit=limit, prior=prior)
     with connection.cursor() as cursor:
         cursor.execute("SELECT lexeme FROM unnest(to_tsvector('english', %s))", [task])
         terms = [term for (term,) in cursor.fetchall() if term in known.common]
         params |= {
+            "dims": vector.size,
             "agents": known.agents,
             "known": terms,
             "counts": [known.common[term] for term in terms],
@@ -224,13 +250,43 @@ def rank(
             "by_words": max(BY_WORDS, limit),
             "likely": round(LOOKED_AT * max(BY_WORDS, limit) * max(1.0, known.cards / known.agents)),
         }
-        # The planner knows neither how many rows a CTE has nor that a sort of 100,000 vectors reads them all; JIT
-        # would compile this for longer than it runs.
-        cursor.execute(
-            f"SET LOCAL hnsw.ef_search = {EF_SEARCH}; SET LOCAL hnsw.iterative_scan = 'relaxed_order';"
-            "SET LOCAL jit = off; SET LOCAL enable_seqscan = off"
-        )
-        cursor.execute(sql, params)
-        found = [Ranked(*row) for row in cursor.fetchall()]
-        cursor.execute("SET LOCAL enable_seqscan = on")
-    return found
+        # JIT would compile this for longer than it runs.
+        cursor.execute("SET LOCAL jit = off")
+        return _quick(cursor, visible, space, params) or _thorough(cursor, visible, space, params)
+
+
+def _quick(
+    cursor: CursorWrapper, visible: QuerySet[Agent, Any], space: str, params: dict[str, Any]
+) -> list[Ranked]:
+    """The best of the index's candidates; nothing where these are too few."""
+    # The planner knows neither how many rows a CTE has nor that a sort of 100,000 vectors reads them all.
+    cursor.execute(
+        f"SET LOCAL hnsw.ef_search = {EF_SEARCH}; SET LOCAL hnsw.iterative_scan = 'relaxed_order';"
+        "SET LOCAL enable_seqscan = off"
+    )
+    rows = _rows(cursor, visible, space, params, QUICK)
+    cursor.execute("SET LOCAL enable_seqscan = on")
+    return [Ranked(*row) for *row, is_complete in rows if is_complete]
+
+
+def _thorough(
+    cursor: CursorWrapper, visible: QuerySet[Agent, Any], space: str, params: dict[str, Any]
+) -> list[Ranked]:
+    return [Ranked(*row) for *row, _ in _rows(cursor, visible, space, params, THOROUGH)]
+
+
+def _rows(
+    cursor: CursorWrapper,
+    visible: QuerySet[Agent, Any],
+    space: str,
+    params: dict[str, Any],
+    candidates: Mapping[str, str],
+) -> list[tuple[Any, ...]]:
+    statement = RANK
+    names = {"space": vector_index.literal(space).replace("%", "%%"), "dims": str(params["dims"])}
+    for name, text in [*candidates.items(), *names.items()]:
+        statement = statement.replace("{" + name + "}", text)
+    sql, values = queries.with_visible(statement, visible)
+    cursor.execute(sql, params | values)
+    rows: list[tuple[Any, ...]] = cursor.fetchall()
+    return rows

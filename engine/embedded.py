@@ -46,7 +46,6 @@ OPTIONS = {
     "unix_socket_directories": ".",
     "unix_socket_permissions": "0700",
     "max_connections": "200",
-    "shared_buffers": "128MB",
     "max_wal_size": "2GB",
     "checkpoint_timeout": "15min",
     "wal_compression": "on",
@@ -58,6 +57,21 @@ OPTIONS = {
     "log_error_verbosity": "terse",
     "log_checkpoints": "off",
 }
+
+
+# The share of memory that the server keeps pages in, between two bounds. PostgreSQL's advice is a quarter of a machine
+# of its own; this one is shared with agents. Discovery among 100,000 agents takes 1.4 times as long with the least.
+MEMORY_SHARE = 1 / 16
+LEAST_BUFFERS, MOST_BUFFERS = 128 << 20, 1 << 30
+CONTAINER_MEMORY = Path("/sys/fs/cgroup/memory.max")
+
+
+def shared_buffers() -> int:
+    """Bytes of pages that the server keeps in memory: by what this machine, or this container, has."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with contextlib.suppress(OSError, ValueError):  # no cgroup v2, or "max"
+        memory = min(memory, int(CONTAINER_MEMORY.read_text()))
+    return min(MOST_BUFFERS, max(LEAST_BUFFERS, int(memory * MEMORY_SHARE)))
 
 
 class EmbeddedServerFailed(ImproperlyConfigured):
@@ -192,7 +206,8 @@ class EmbeddedServer:
             self._initialise()
         self._check_version()
         self._clear_stale_pid()
-        options = " ".join(f"-c {name}={value}" for name, value in OPTIONS.items())
+        chosen = OPTIONS | {"shared_buffers": f"{shared_buffers() >> 20}MB"}
+        options = " ".join(f"-c {name}={value}" for name, value in chosen.items())
         data = self._name_for_programs(self.data)
         patience = f"{START_SECONDS:.0f}"
         start = ["-D", data, "-w", "-t", patience, "-l", f"{data}/server.log", "-o", options]

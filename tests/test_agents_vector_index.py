@@ -138,3 +138,39 @@ def test_a_survey_counts_common_words_and_draws_a_sample(by: Caller) -> None:
 
     assert len(survey.sample) == 60
     assert survey.common["help"] == 60
+
+
+def test_the_commonest_words_bring_up_no_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(large, "MOST_POSTINGS", 100)
+    counts = {"a": 70, "b": 30, "c": 30, "elsewhere": 1}
+
+    assert large._too_common(["a", "b", "c", "rare"], counts) == ["a"]
+    assert large._too_common(["b", "c"], counts) == []
+
+
+@pytest.fixture
+def crowded(by: Caller, monkeypatch: pytest.MonkeyPatch) -> Caller:
+    """Another project has as many cards, all alike: an island in the graph, and ahead of all others by a word."""
+    monkeypatch.setattr(vector_index, "LEAST_AGENTS", 50)
+    others = member()
+    register_all(others, [make_noop(f"theirs-{n}", "word17 word17 word17") for n in range(60)])
+    run()
+    return others
+
+
+def test_cards_that_are_all_alike_are_found_as_others_are(by: Caller, crowded: Caller) -> None:
+    tasks = [*SUBJECTS, "word"]  # the last is near them all, and no word of theirs
+    with_index = [slugs(caller, task) for caller in (by, crowded) for task in tasks]
+    vector_index.apply(vector_index.unwanted(vector_index.plan(EmbeddingSpace.objects.get())), print)
+
+    assert with_index == [slugs(caller, task) for caller in (by, crowded) for task in tasks]
+
+
+def test_cards_that_the_caller_does_not_see_crowd_none_of_theirs_out(
+    by: Caller, crowded: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(large, "BY_WORDS", 5)
+    monkeypatch.setattr(large, "LOOKED_AT", 1)
+    monkeypatch.setattr(large, "NEAREST", 1)
+
+    assert slugs(by, "word17")[0] == "agent-17"

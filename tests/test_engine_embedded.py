@@ -186,6 +186,22 @@ assert server._listens()
     assert program.returncode == 0, program.stderr
 
 
+@pytest.mark.parametrize(
+    ("limit", "expected"),
+    [("max", None), (str(64 << 20), 128 << 20), (str(4 << 30), 256 << 20), (str(10**18), None)],
+)
+def test_the_server_keeps_as_many_pages_in_memory_as_the_container_bears(
+    tmp_path, monkeypatch, limit, expected
+):
+    monkeypatch.setattr(embedded, "CONTAINER_MEMORY", tmp_path / "absent")
+    by_machine = embedded.shared_buffers()
+    monkeypatch.setattr(embedded, "CONTAINER_MEMORY", tmp_path / "memory.max")
+    (tmp_path / "memory.max").write_text(f"{limit}\n")
+
+    assert embedded.LEAST_BUFFERS <= by_machine <= embedded.MOST_BUFFERS
+    assert embedded.shared_buffers() == min(by_machine, expected or by_machine)
+
+
 def test_what_is_committed_is_on_disk(server):
     server.ensure()
 
