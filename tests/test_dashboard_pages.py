@@ -10,6 +10,7 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
+from agents import discovery
 from engine.dashboard.lists import UncountedPaginator
 from jobs import buckets
 from jobs.models import Job, MinuteStat, Usage
@@ -109,6 +110,20 @@ def test_the_overview_counts_states_and_questions_now(browser: Client) -> None:
     assert figures.states == {"queued": 2, "running": 0, "waiting_for_input": 1, "scheduled": 0}
     assert figures.open_questions == 1
     assert figures.oldest_queued[0] == Job.objects.filter(status="queued").order_by("id")[0].id
+
+
+def test_the_overview_says_when_agents_are_found_by_words_alone(
+    browser: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(discovery, "_degraded", [])
+    usual = browser.get("/admin/").content.decode()
+    monkeypatch.setattr(discovery, "_degraded", [f"The model is gone {HOSTILE}"])
+    degraded = browser.get("/admin/").content.decode()
+
+    assert "found by their words alone" not in usual
+    assert "found by their words alone" in degraded
+    assert "The model is gone" in degraded
+    assert HOSTILE not in degraded
 
 
 def test_the_overview_counts_what_ended_in_the_last_hour(browser: Client) -> None:
