@@ -14,10 +14,11 @@ from channels.auth import AuthMiddlewareStack  # noqa: E402
 from channels.routing import URLRouter  # noqa: E402
 from django.conf import settings  # noqa: E402
 
-from engine import meters  # noqa: E402
+from engine import meters, tracing  # noqa: E402
 from engine.bridge import (  # noqa: E402
     BODY,
     ROUTE,
+    SPAN,
     ASGIApplication,
     Bridge,
     ClientGone,
@@ -37,6 +38,8 @@ from engine.routing import WEBSOCKET_ROUTES, async_app_for  # noqa: E402
 
 ID_HEADER = REQUEST_ID_HEADER.lower().encode()
 access = logging.getLogger("engine.access")
+# Probes and files would fill a collector with nothing.
+UNTRACED = ("/health/", "/static/")
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 bridge = Bridge(django_wsgi, threads=settings.ENGINE_WEB_THREADS)
@@ -59,7 +62,22 @@ async def application(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
             await websockets(scope, receive, send)
         else:
-            await answer(scope, receive, Reporter(scope, send))
+            with request_span(scope) as scope[SPAN]:
+                await answer(scope, receive, Reporter(scope, send))
+
+
+def request_span(scope: Scope) -> tracing.Span:
+    """The span of one request: never its address, which holds ids, and where links answer questions, secrets."""
+    if not tracing.is_on() or scope["path"].startswith(UNTRACED):
+        return tracing.NO_SPAN
+    method = scope["method"] if scope["method"] in METHODS else "_OTHER"
+    about = {
+        "http.request.method": method,
+        "url.scheme": scope.get("scheme", "http"),
+        "engine.request.id": scope["request_id"],
+    }
+    given = b",".join(value for name, value in scope["headers"] if name == b"traceparent")
+    return tracing.span(method, about, kind="server", parent=given.decode("latin-1"))
 
 
 async def answer(scope: Scope, receive: Receive, reporter: "Reporter") -> None:
@@ -123,11 +141,22 @@ class Reporter:
         took = time.monotonic() - self.started
         method, path = self.scope["method"], self.scope["path"]
         access.info("%s %s %s %.1f ms", method, path, self.status or "-", took * 1000)
+        self.tell(self.scope[SPAN])
         waited = "url_route" in self.scope  # a stream, or a request that waits: its time says nothing
         route = self.scope.get(ROUTE, "stream" if waited else "none")
         meters.observe_http(
             f"{method if method in METHODS else 'OTHER'} {route}", self.status, None if waited else took
         )
+
+    def tell(self, span: tracing.Span) -> None:
+        """What became of the request, in the words of OpenTelemetry's conventions for HTTP."""
+        route = self.scope.get(ROUTE)
+        if route is not None:
+            method = self.scope["method"] if self.scope["method"] in METHODS else "HTTP"
+            span.rename(f"{method} {route}")
+        span.note({"http.route": route, "http.response.status_code": self.status or None})
+        if self.status >= 500 or not self.status:
+            span.failed(str(self.status or "cut off"))
 
 
 def replayed(scope: Scope, receive: Receive) -> Receive:

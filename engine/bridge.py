@@ -33,6 +33,8 @@ Headers: TypeAlias = list[tuple[bytes, bytes]]
 BODY = "engine.body"
 # Under this name in request.META lies the ASGI scope, and in the scope, once it is known, the route (see meters).
 SCOPE, ROUTE = "engine.scope", "engine.route"
+# And here the span of the request (see engine.tracing).
+SPAN = "engine.span"
 IN_MEMORY_BYTES = 128 * 1024
 CHUNK_BYTES = 256 * 1024
 # Requests that may wait for a thread. More would only wait until their clients give up.

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from django.core.exceptions import ImproperlyConfigured
 from environ import Env
@@ -70,6 +70,16 @@ def seconds(name: str, default: float, *, least: float = 0.0, most: float = 10**
     return float(value)
 
 
+def ratio(name: str, default: float) -> float:
+    """A share of a whole: a number from 0 to 1."""
+    value = text(name)
+    if not value:
+        return default
+    if not re.fullmatch(r"\d(\.\d{1,12})?", value, re.ASCII) or float(value) > 1:
+        raise malformed(name, value, "write a number from 0 to 1, such as 0.1")
+    return float(value)
+
+
 def choice(name: str, default: str, choices: Sequence[str]) -> str:
     """One of a closed list."""
     value = text(name, default)
@@ -82,6 +92,21 @@ def names(name: str, default: Sequence[str] = ()) -> list[str]:
     """A comma-separated list; empty members are dropped."""
     value = text(name)
     return [part.strip() for part in value.split(",") if part.strip()] if value else list(default)
+
+
+def pairs(name: str) -> dict[str, str]:
+    """A comma-separated list of `name=value` as OpenTelemetry writes it: `%2C` in a value is a comma."""
+    found = {}
+    for part in names(name):
+        key, equals, value = (piece.strip() for piece in part.partition("="))
+        plain = unquote(value)
+        if not equals or not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", key) or not plain.isprintable():
+            # Never the value: headers carry secrets.
+            raise ImproperlyConfigured(
+                f"{name} cannot be used: write it as name=value,name=value with special characters as %2C."
+            )
+        found[key] = plain
+    return found
 
 
 def hosts(name: str, default: Sequence[str] = ()) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from django.conf import settings
 
+from engine import tracing
 from engine.redaction import of_installation
 
 _fields: ContextVar[Mapping[str, str]] = ContextVar("log_fields", default=MappingProxyType({}))
@@ -33,7 +34,7 @@ class AddFields(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         """Keep every record."""
         record.fields = "".join(f" {name}={value}" for name, value in _fields.get().items())
-        record.named_fields = dict(_fields.get())
+        record.named_fields = {**_fields.get(), **tracing.log_fields()}
         return True
 
 

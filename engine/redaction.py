@@ -110,3 +110,6 @@ def _own_secrets() -> Iterator[str]:
     yield urlsplit(settings.REDIS_URL).password or ""
     yield getattr(settings, "EMAIL_HOST_PASSWORD", "")
     yield settings.SECRETS.get("ADMIN_PASSWORD") or ""  # as `make run` made it
+    yield urlsplit(settings.OTEL_EXPORTER_OTLP_TRACES_ENDPOINT).password or ""
+    for value in settings.OTEL_EXPORTER_OTLP_HEADERS.values():
+        yield from value.split()  # Bearer, and what it bears

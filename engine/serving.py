@@ -8,7 +8,7 @@ import sys
 from django.conf import settings
 from django.urls import get_resolver
 
-from engine import collector
+from engine import collector, tracing
 from engine.database import limit_statements, refuse_risky_durability, refuse_wrong_pooling
 from engine.logs import tell
 from engine.supervisor import Child, Supervisor
@@ -62,6 +62,7 @@ def serve(listener: socket.socket) -> None:
     from engine.server import WebServer
     from jobs.metering.totals import Reporter
 
+    tracing.start()
     warm_up()
     readiness.begin()
     host, port = listener.getsockname()[:2]
@@ -75,6 +76,7 @@ def serve(listener: socket.socket) -> None:
         WebServer(application, listener, say_ready).run()
     finally:
         reporter.stop()
+        tracing.stop()
 
 
 def serve_in_processes(listener: socket.socket, processes: int) -> None:

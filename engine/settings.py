@@ -20,8 +20,10 @@ from engine.environment import (
     names,
     networks,
     origins,
+    pairs,
     postgres,
     prices,
+    ratio,
     seconds,
     text,
     whole,
@@ -100,6 +102,8 @@ CORS_ALLOW_HEADERS = [
     "last-event-id",
     "prefer",
     "range",
+    "traceparent",
+    "tracestate",
     "x-request-id",
 ]
 CORS_EXPOSE_HEADERS = [
@@ -142,6 +146,7 @@ INSTALLED_APPS = [
 ]
 MIDDLEWARE = [
     "engine.middleware.RequestIdMiddleware",
+    "engine.middleware.TraceMiddleware",
     "engine.middleware.SecurityHeadersMiddleware",
     "engine.health.HealthMiddleware",
     "corsheaders.middleware.CorsMiddleware",  # before whatever may refuse: the page is to read the refusal
@@ -484,6 +489,41 @@ AUTH_PASSWORD_VALIDATORS = [
     {"NAME": "django.contrib.auth.password_validation.MinimumLengthValidator", "OPTIONS": {"min_length": 12}},
     {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
 ]
+
+# --- traces: to a collector, if one is named (engine/tracing); the names are OpenTelemetry's own ---
+
+OTEL_EXPORTER_OTLP_ENDPOINT = address("OTEL_EXPORTER_OTLP_ENDPOINT", schemes=["http", "https"])
+# Where spans go. Empty: there are no traces, and nothing of OpenTelemetry is imported.
+OTEL_EXPORTER_OTLP_TRACES_ENDPOINT = address(
+    "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
+    OTEL_EXPORTER_OTLP_ENDPOINT and OTEL_EXPORTER_OTLP_ENDPOINT.rstrip("/") + "/v1/traces",
+    schemes=["http", "https"],
+)
+if flag("OTEL_SDK_DISABLED", default=False):
+    OTEL_EXPORTER_OTLP_TRACES_ENDPOINT = ""
+if choice("OTEL_TRACES_EXPORTER", "otlp", ["otlp", "none"]) == "none":
+    OTEL_EXPORTER_OTLP_TRACES_ENDPOINT = ""
+if OTEL_EXPORTER_OTLP_TRACES_ENDPOINT:
+    # gRPC listens elsewhere (4317), and would take no span of ours.
+    choice("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf", ["http/protobuf"])
+OTEL_EXPORTER_OTLP_HEADERS = pairs("OTEL_EXPORTER_OTLP_HEADERS")
+OTEL_SERVICE_NAME = text("OTEL_SERVICE_NAME", "engine")
+OTEL_RESOURCE_ATTRIBUTES = pairs("OTEL_RESOURCE_ATTRIBUTES")
+# Which requests and jobs are traced. `parentbased_`: those whose caller traces them, and of the others as it says.
+OTEL_TRACES_SAMPLER = choice(
+    "OTEL_TRACES_SAMPLER",
+    "parentbased_always_on",
+    [
+        "always_on",
+        "always_off",
+        "traceidratio",
+        "parentbased_always_on",
+        "parentbased_always_off",
+        "parentbased_traceidratio",
+    ],
+)
+# For `traceidratio`: the share of traces.
+OTEL_TRACES_SAMPLER_ARG = ratio("OTEL_TRACES_SAMPLER_ARG", 1.0)
 
 # --- logs ---
 

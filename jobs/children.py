@@ -27,10 +27,11 @@ def lock_parents(cursor: CursorWrapper, parents: Collection[UUID]) -> None:
 INSERT = """
 INSERT INTO jobs_job (id, project_id, agent_version_id, queue, task, input, status, status_reason, priority, sort_at,
     attempt, failed_count, lost_count, max_attempts, last_seq, deadline_at, parent_id, cancel_requested_by, tags,
-    metadata, webhook_url, budget, discovery, progress_message, created_by, created_by_key, created_at)
+    metadata, webhook_url, budget, discovery, progress_message, created_by, created_by_key, created_at, traceparent)
 SELECT %(id)s, project_id, %(version)s, queue, %(task)s, %(input)s::jsonb, 'queued', '', priority,
     statement_timestamp() - make_interval(secs => %(credit)s), 0, 0, 0, max_attempts, 1, deadline_at, id, '', tags,
-    '{}', '', %(budget)s::jsonb, %(discovery)s::jsonb, '', created_by, created_by_key, statement_timestamp()
+    '{}', '', %(budget)s::jsonb, %(discovery)s::jsonb, '', created_by, created_by_key, statement_timestamp(),
+    %(traceparent)s
   FROM jobs_job WHERE id = %(parent)s
 ON CONFLICT (id) DO NOTHING
 """
@@ -61,6 +62,7 @@ def start(cursor: CursorWrapper, parent_id: UUID, children: Sequence[ChildSpec])
             "budget": None if child.budget is None else json.dumps(child.budget),
             "discovery": json.dumps(child.explanation),
             "files": list(child.files),
+            "traceparent": child.traceparent,
         }
         cursor.execute(INSERT, params)
         if cursor.rowcount:

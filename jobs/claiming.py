@@ -50,13 +50,14 @@ class Claimed(NamedTuple):
     parent_id: UUID | None
     budget: dict[str, Any] | None
     seed: str  # of a job that continues another
+    traceparent: str
     due_at: float  # seconds since 1970, by the database's clock
     started_at: float
 
 
 CLAIMED_COLUMNS = """
     id, project_id, agent_version_id, queue, task, input, attempt, last_seq, failed_count, lost_count, max_attempts,
-    timeout_seconds, deadline_at, parent_id, budget, seed,
+    timeout_seconds, deadline_at, parent_id, budget, seed, traceparent,
     extract(epoch FROM greatest(created_at, run_at))::float8, extract(epoch FROM attempt_started_at)::float8
 """
 

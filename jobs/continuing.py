@@ -14,7 +14,7 @@ from uuid_utils.compat import uuid7
 
 from apikeys.callers import Caller
 from engine.problems import pointer_part
-from jobs import answers, failpoints, queries, room, services, wakeups
+from jobs import answers, failpoints, inserting, queries, room, services, wakeups
 from jobs.errors import CheckpointNotFound, JobNotRetryable
 from jobs.models import InputFile, Job, Question, Step
 
@@ -102,7 +102,9 @@ def _continue(old: Job, most: int, *, by: Caller, reason: str) -> Job:
         seed=old.seed or str(old.id),
         last_seq=1,
     )
-    new.save(force_insert=True)
+    with inserting.span_of(new.id, new.status, new.queue, link=old.traceparent) as span:
+        new.traceparent = span.traceparent
+        new.save(force_insert=True)
     with connection.cursor() as cursor:
         new.last_seq = 0
         queries.append_event(cursor, new, "job.queued", data={"reason": reason, "from": str(old.id)})

@@ -4,11 +4,13 @@ import json
 from collections.abc import Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 from django.db import connection
 
 from apikeys.callers import Caller
 from apikeys.models import Project
+from engine import tracing
 from jobs.models import Job
 
 if TYPE_CHECKING:
@@ -24,11 +26,11 @@ WITH given AS MATERIALIZED (
     INSERT INTO jobs_job (id, project_id, agent_version_id, queue, task, input, status, status_reason, priority,
         sort_at, run_at, attempt, failed_count, lost_count, max_attempts, last_seq, timeout_seconds, deadline_at,
         cancel_requested_by, tags, metadata, webhook_url, budget, discovery, error, progress_message, created_by,
-        created_by_key, created_at, finished_at)
+        created_by_key, created_at, finished_at, traceparent)
     SELECT id, %(project)s, version, queue, task, input, status, reason, priority,
         greatest(statement_timestamp(), run_at) - make_interval(secs => credit), run_at, 0, 0, 0, max_attempts, 1,
         timeout, deadline, '', tags, metadata, webhook, budget, discovery::jsonb, error, '', %(by)s, %(key)s,
-        statement_timestamp(), CASE WHEN status = 'rejected' THEN statement_timestamp() END
+        statement_timestamp(), CASE WHEN status = 'rejected' THEN statement_timestamp() END, %(traceparent)s
       FROM given
 )
 INSERT INTO jobs_event (job_id, seq, attempt, at, type, source, level, message, data)
@@ -46,13 +48,14 @@ def insert_all(
     if not rows:
         return None
     explanations: dict[int, str] = {}
-    with connection.cursor() as cursor:
+    with job_span(*rows) as span, connection.cursor() as cursor:
         cursor.execute(
             INSERT,
             {
                 "project": project.id,
                 "by": by.label,
                 "key": by.key.id if by.key else None,
+                "traceparent": span.traceparent,
                 "rows": json.dumps(
                     [_row(request, birth, explanations) for request, birth in rows], default=str
                 ),
@@ -60,6 +63,30 @@ def insert_all(
         )
         at: datetime = cursor.fetchone()[0]
     return at
+
+
+def job_span(*rows: tuple["JobRequest", "Birth"]) -> tracing.Span:
+    """The span from which the attempts of new jobs come. Jobs of one request share one: they may be a thousand."""
+    if not tracing.is_on():
+        return tracing.NO_SPAN
+    request, birth = rows[0]
+    if len(rows) > 1:
+        return tracing.span("jobs", {"engine.jobs.count": len(rows)}, kind="producer")
+    slug = birth.version.agent.slug if birth.version else None
+    return span_of(request.id, birth.status, request.queue, slug=slug)
+
+
+def span_of(
+    job_id: UUID, status: str, queue: str, *, slug: str | None = None, link: str = ""
+) -> tracing.Span:
+    """The span of one new job. `link` is the traceparent of the job that it goes on from."""
+    about = {
+        "engine.job.id": str(job_id),
+        "engine.job.status": str(status),
+        "engine.queue": queue,
+        "engine.agent.slug": slug,
+    }
+    return tracing.span("job", about, kind="producer", link=link)
 
 
 def _row(request: "JobRequest", birth: "Birth", explanations: dict[int, str]) -> dict[str, Any]:

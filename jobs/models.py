@@ -136,6 +136,8 @@ class Job(models.Model):
     )
     # What the agent's chance and idempotency keys are drawn from; empty: the id. A continued job keeps it.
     seed = models.TextField(default="", blank=True, db_default="")
+    # Where its spans belong, as W3C's Trace Context writes it; empty: nothing traced its submission.
+    traceparent = models.TextField(default="", blank=True, db_default="")
     tags = ArrayField(models.TextField(), default=list, blank=True)
     metadata = models.JSONField(default=dict, blank=True)
     webhook_url = models.TextField(default="", blank=True)

@@ -1,10 +1,11 @@
 """The platform as a running model sees it: database calls in the worker's threads, for one job."""
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
 
+from engine import tracing
 from jobs import delegation, usage
 from jobs.execution.outcomes import ChildSpec
 from jobs.execution.ports import ChildRefused, ChildRequest, KeySpending
@@ -33,7 +34,9 @@ class JobPlatform:
     async def prepare_child(self, request: ChildRequest) -> ChildSpec:
         """Find the agent and check the request. Raises ChildRefused."""
         spec: ChildSpec = await self.in_database(delegation.prepare, self.job_id, request)
-        return spec
+        about = {"engine.job.id": str(spec.id), "engine.job.parent": str(self.job_id)}
+        with tracing.span("job", about, kind="producer") as span:
+            return replace(spec, traceparent=span.traceparent)
 
     async def child_ending(self, child_id: UUID) -> dict[str, Any] | None:
         """How a child has ended."""

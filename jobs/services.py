@@ -186,7 +186,9 @@ def insert(request: JobRequest, birth: Birth, *, by: Caller, project: Project) -
         at = inserting.insert_all([(request, birth)], by=by, project=project)
         return _born(request, birth, by=by, project=project, at=at or database_time())
     job = _born(request, birth, by=by, project=project, at=database_time())
-    job.save(force_insert=True)
+    with inserting.job_span((request, birth)) as span:
+        job.traceparent = span.traceparent
+        job.save(force_insert=True)
     job.last_seq = 0
     with connection.cursor() as cursor:
         _ask_for_agent(cursor, job, birth.candidates)

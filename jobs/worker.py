@@ -27,7 +27,7 @@ from django.db import DatabaseError, InterfaceError, OperationalError, connectio
 from agents.queries import record_runs
 from apikeys import services as keys
 from apikeys.queries import forget_audit
-from engine import __version__, meters
+from engine import __version__, meters, tracing
 from engine.logs import log_fields
 from jobs import aliveness, buckets, claiming, failpoints, loading, queries, retention, services, wakeups
 from jobs.claiming import Claimed
@@ -36,12 +36,13 @@ from jobs.execution.outcomes import Outcome
 from jobs.execution.ports import AgentSpec, AttemptControl, LeaseLostError
 from jobs.listening import Hint, HintsLost, hints
 from jobs.metering import totals
+from jobs.models import Attempt
 from jobs.notifying.courier import Courier
 from jobs.platform import JobPlatform
 from jobs.queries import WorkerLeaseLost
 from jobs.recorder import AttemptRecorder, Clock, Writer
 from jobs.sandboxes.base import Provider, ProviderHealth
-from jobs.settlements import AttemptKey
+from jobs.settlements import AttemptKey, Settlement
 from jobs.settling import settlement
 from jobs.storage import StorageFailed
 
@@ -86,6 +87,7 @@ class Running:
     control: AttemptControl
     task: asyncio.Task[None] | None = None
     overdue: bool = False  # its deadline passed while it ran
+    span: tracing.Span = tracing.NO_SPAN
 
     @property
     def key(self) -> AttemptKey:
@@ -485,12 +487,10 @@ class Incarnation:
 
     def _end_at_once(self, entries: list[Running]) -> None:
         """No-op agents end where they begin: they measure the queue, not a sandbox."""
-        settlements = [
-            settlement(
-                outcomes.Completed({}), entry.job, entry.agent, recorder=entry.recorder, clock=self._clock
-            )
-            for entry in entries
-        ]
+        settlements = []
+        for entry in entries:
+            with self._span(entry) as entry.span:
+                settlements.append(self._settlement(entry, outcomes.Completed({})))
         self.writer.add(len(settlements), urgent=True).settlements.extend(settlements)
         written = self.writer.durable(entries[0].key)
 
@@ -503,12 +503,29 @@ class Incarnation:
 
     async def _run_job(self, entry: Running) -> None:
         """Run and settle one job; each line logged meanwhile names it."""
-        with log_fields(job=entry.job.id, attempt=entry.job.attempt):
+        with log_fields(job=entry.job.id, attempt=entry.job.attempt), self._span(entry) as entry.span:
             if not _does_nothing(entry.agent):
                 log.info(
                     "The attempt begins, with version %s of agent %s.", entry.agent.number, entry.agent.slug
                 )
             await self._run_and_settle(entry)
+
+    def _span(self, entry: Running) -> tracing.Span:
+        """One attempt's, in the trace of its job: those of all attempts stand side by side."""
+        if not tracing.is_on():
+            return tracing.NO_SPAN
+        job = entry.job
+        about: tracing.Attributes = {
+            "engine.job.id": str(job.id),
+            "engine.attempt": job.attempt,
+            "engine.agent.slug": entry.agent.slug,
+            "engine.agent.version": entry.agent.number,
+            "engine.agent.kind": entry.agent.kind,
+            "engine.queue": job.queue,
+            "engine.worker.id": str(self.id),
+            "engine.wait_seconds": max(0.0, job.started_at - job.due_at) if job.attempt == 1 else None,
+        }
+        return tracing.span("attempt", about, kind="consumer", parent=job.traceparent)
 
     async def _run_and_settle(self, entry: Running) -> None:
         job, key = entry.job, entry.key
@@ -568,12 +585,20 @@ class Incarnation:
 
     async def _settle(self, entry: Running, outcome: Outcome) -> None:
         if isinstance(outcome, outcomes.LeaseLost):
+            entry.span.failed("lease_lost")
             return
         with contextlib.suppress(LeaseLostError):
-            row = settlement(outcome, entry.job, entry.agent, recorder=entry.recorder, clock=self._clock)
+            row = self._settlement(entry, outcome)
             status = await asyncio.shield(entry.recorder.settle(row))
             if not _does_nothing(entry.agent):
                 log.info("The attempt has ended (%s): the job is %s.", type(outcome).__name__, status)
+
+    def _settlement(self, entry: Running, outcome: Outcome) -> Settlement:
+        row = settlement(outcome, entry.job, entry.agent, recorder=entry.recorder, clock=self._clock)
+        entry.span.note({"engine.attempt.outcome": str(row.outcome), "engine.job.status": str(row.status)})
+        if row.outcome in (Attempt.Outcome.FAILED, Attempt.Outcome.LOST):
+            entry.span.failed((row.error or {}).get("code") or row.reason)
+        return row
 
     def _finished(self, *keys: AttemptKey) -> None:
         for key in keys:

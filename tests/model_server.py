@@ -72,6 +72,7 @@ class ModelServer:
     def __init__(self, *script: Item | Choose, knows_stream_options: bool = True) -> None:
         self.script = list(script)
         self.requests: list[dict[str, Any]] = []
+        self.headers: list[dict[str, str]] = []
         self.at: list[float] = []
         self.faults: list[str] = []
         self.knows_stream_options = knows_stream_options
@@ -121,6 +122,7 @@ class ModelServer:
         with self._lock:
             self.at.append(time.monotonic())
             self.requests.append(body)
+            self.headers.append({name.lower(): value for name, value in http.headers.items()})
             item: Item | Choose = self.script.pop(0) if self.script else Refused(500, "the script is over")
         if isinstance(item, Said) and (fault := self._fault(http, body)):
             self.faults.append(fault)

@@ -80,6 +80,12 @@ def test_loading_settings_starts_no_database(tmp_path):
         ("OPENAI_BASE_URL", "api.openai.com", "https://"),
         ("ENGINE_MAX_UPLOAD_BYTES", "100MB", "whole number"),
         ("LOG_LEVEL", "loud", "DEBUG"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "collector:4318", "http://"),
+        ("OTEL_EXPORTER_OTLP_HEADERS", "authorization: hunter2", "name=value"),
+        ("OTEL_EXPORTER_OTLP_HEADERS", "a=hunter2%0D%0Ab", "name=value"),
+        ("OTEL_TRACES_SAMPLER", "sometimes", "parentbased_always_on"),
+        ("OTEL_TRACES_SAMPLER_ARG", "10%", "from 0 to 1"),
+        ("OTEL_TRACES_SAMPLER_ARG", "1.5", "from 0 to 1"),
     ],
 )
 def test_a_value_that_cannot_be_used_is_named_with_the_fix(tmp_path, name, value, fix):
@@ -91,6 +97,17 @@ def test_a_value_that_cannot_be_used_is_named_with_the_fix(tmp_path, name, value
     assert name in message
     assert fix in message
     assert "hunter2" not in loaded.stderr
+
+
+def test_traces_are_off_unless_a_collector_is_named(tmp_path):
+    name = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
+    collector = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318/"}
+
+    assert values(tmp_path, name) == {name: ""}
+    assert values(tmp_path, name, **collector) == {name: "http://collector:4318/v1/traces"}
+    assert values(tmp_path, name, **collector, OTEL_SDK_DISABLED="true") == {name: ""}
+    refused = load(tmp_path, **collector, OTEL_EXPORTER_OTLP_PROTOCOL="grpc")
+    assert "OTEL_EXPORTER_OTLP_PROTOCOL='grpc' cannot be used" in refused.stderr
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from engine import tracing
 from jobs import storage
 from jobs.execution.outcomes import StoredFile
 from jobs.execution.ports import ClaimedJob, Journal, JournalStep
@@ -27,6 +28,11 @@ COMMAND = (
 )
 # Sets and dicts of texts in the same order in each attempt; figures without a display.
 ENVIRONMENT = {"PYTHONHASHSEED": "0", "MPLBACKEND": "Agg"}
+
+
+def environment() -> dict[str, str]:
+    """Of the program inside; TRACEPARENT lets an agent's own code go on with the trace of its attempt."""
+    return ENVIRONMENT | tracing.environment()
 
 
 def limits_of(job: ClaimedJob) -> Limits:
@@ -52,7 +58,7 @@ def spec_of(job: ClaimedJob, stack: ExitStack, provider: str = "") -> SandboxSpe
         limits=limits,
         files=[*_sdk(), *_agent(job), *_inputs(job, stack), *_past(job.journal, limits, stack)],
         requirements=job.agent.requirements,
-        env=ENVIRONMENT,
+        env=environment(),
         parked=parked if parked_at == provider else "",
     )
 

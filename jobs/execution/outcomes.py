@@ -97,6 +97,7 @@ class ChildSpec:
     files: tuple[str, ...]  # names of the parent's input files
     budget: dict[str, Any] | None
     explanation: dict[str, Any]  # why this agent
+    traceparent: str = ""  # of its span
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from django.db.models import BooleanField, ExpressionWrapper, Q
 from django.db.models.functions import Now
 from django.template.loader import render_to_string
 
-from engine import __version__
+from engine import __version__, tracing
 from engine.outgoing import AddressRefused
 from jobs.models import Job
 from jobs.notifying import payloads, signing
@@ -36,6 +36,9 @@ class Message:
     url: str
     body: bytes
     headers: dict[str, str]
+    event: str = ""
+    tries: int = 1
+    traceparent: str = ""  # of the job that it tells of
 
 
 def prepare(taken: Taken) -> Message | EmailMessage | Tried:
@@ -51,7 +54,13 @@ def prepare(taken: Taken) -> Message | EmailMessage | Tried:
     except payloads.Gone:
         return Tried(Delivery.State.SKIPPED, error="The job it tells of was deleted.")
     headers = signing.headers(str(row.id), taken.now, body, by=secrets)
-    return Message(row.receiver, body, headers)
+    return Message(row.receiver, body, headers, row.event, row.tries, _traceparent(row))
+
+
+def _traceparent(row: Delivery) -> str:
+    if not tracing.is_on() or row.job_id is None:
+        return ""
+    return Job.objects.values_list("traceparent", flat=True).filter(id=row.job_id).first() or ""
 
 
 def _secrets(row: Delivery) -> list[str] | None:
@@ -106,7 +115,12 @@ async def send(message: Message | EmailMessage, http: httpx.AsyncClient) -> Trie
             if isinstance(message, EmailMessage):
                 await asyncio.to_thread(message.send)
                 return tried(Delivery.State.DELIVERED)
-            return await _post(message, http, tried)
+            with _span(message) as span:
+                outcome = await _post(message, http, tried)
+                span.note({"http.response.status_code": outcome.status})
+                if outcome.state != Delivery.State.DELIVERED:
+                    span.failed(str(outcome.status))
+                return outcome
     except AddressRefused as error:
         return tried(Delivery.State.FAILED, error=str(error))
     except TimeoutError:
@@ -116,8 +130,22 @@ async def send(message: Message | EmailMessage, http: httpx.AsyncClient) -> Trie
         return tried(Delivery.State.PENDING, error=f"{type(error).__name__}: {error}"[:500])
 
 
+def _span(message: Message) -> tracing.Span:
+    """Of one try, in the trace of its job; of the address only the host: the rest may hold a secret."""
+    if not tracing.is_on():
+        return tracing.NO_SPAN
+    about = {
+        "http.request.method": "POST",
+        "http.request.resend_count": message.tries - 1 or None,
+        "server.address": httpx.URL(message.url).host,
+        "engine.webhook.event": message.event,
+    }
+    return tracing.span("webhook", about, kind="client", parent=message.traceparent)
+
+
 async def _post(message: Message, http: httpx.AsyncClient, tried: Callable[..., Tried]) -> Tried:
     headers = {"content-type": "application/json", "user-agent": f"engine/{__version__}", **message.headers}
+    headers |= tracing.headers()
     async with http.stream("POST", message.url, content=message.body, headers=headers) as answer:
         text = (await _beginning(answer)).decode("utf-8", "replace").replace("\x00", "\ufffd")
         status = answer.status_code

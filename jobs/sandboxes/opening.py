@@ -2,6 +2,7 @@
 
 import time
 
+from engine import tracing
 from engine.meters import SANDBOX_FAILURES, SANDBOX_SECONDS
 from jobs.sandboxes.base import Provider, Sandbox, SandboxError, SandboxSpec
 
@@ -10,7 +11,8 @@ async def open_sandbox(provider: Provider, spec: SandboxSpec) -> Sandbox:
     """`provider.open`, with what it raises."""
     started = time.monotonic()
     try:
-        sandbox = await provider.open(spec)
+        with tracing.span("sandbox", {"engine.sandbox.provider": provider.name}):
+            sandbox = await provider.open(spec)
     except SandboxError:
         SANDBOX_FAILURES.labels(provider.name).inc()
         raise

@@ -16,9 +16,11 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from django.conf import settings
 
+from engine import tracing
 from engine.meters import MODEL_SECONDS
 from jobs.execution.llm.breaker import breakers
 from jobs.execution.llm.replies import Assembly, Reply, ReplyTooLarge
@@ -113,11 +115,29 @@ class Client:
         started = time.monotonic()
         outcome = "failed"
         try:
-            reply = await self._reply(request, listener)
+            with self._span(request) as span:
+                reply = await self._reply(request, listener)
+                _note(span, reply)
             outcome = "answered"
             return reply
         finally:
             MODEL_SECONDS.labels(outcome).observe(time.monotonic() - started)
+
+    def _span(self, request: Request) -> tracing.Span:
+        """In the words of OpenTelemetry's conventions for generative AI: what was asked and answered is not there."""
+        if not tracing.is_on():
+            return tracing.NO_SPAN
+        at = urlsplit(self.base_url)
+        about = {
+            "gen_ai.operation.name": "chat",
+            "gen_ai.provider.name": "openai",  # whose API it is
+            "gen_ai.request.model": request.model,
+            "gen_ai.request.temperature": request.temperature,
+            "gen_ai.request.stream": True,
+            "server.address": at.hostname,
+            "server.port": at.port or (80 if at.scheme == "http" else 443),
+        }
+        return tracing.span(f"chat {request.model}", about, kind="client")
 
     async def _reply(self, request: Request, listener: Listener) -> Reply:
         breaker = breakers[self.base_url]
@@ -169,7 +189,7 @@ class Client:
         is_whole = False
         try:
             async with client.chat.completions.with_streaming_response.create(
-                **_body(request, dialect)
+                **_body(request, dialect), extra_headers=tracing.headers()
             ) as response:
                 kind = response.headers.get("content-type", "")
                 blocks = response.iter_bytes()
@@ -204,6 +224,16 @@ class Client:
         if self._openai is None:
             self._openai = await asyncio.to_thread(_connect, self.base_url)  # importing it takes 0.6 s
         return self._openai
+
+
+def _note(span: tracing.Span, reply: Reply) -> None:
+    span.note(
+        {
+            "gen_ai.usage.input_tokens": reply.input_tokens,
+            "gen_ai.usage.output_tokens": reply.output_tokens,
+            "engine.usage.is_estimated": reply.is_estimated or None,
+        }
+    )
 
 
 def warm_up() -> None:

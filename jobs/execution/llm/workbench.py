@@ -116,7 +116,7 @@ class Workbench:
 
         files = [stored(f"inputs/{file.name}", file.storage_key) for file in self.job.files]
         files += [stored(file.path, file.storage_key) for file in self._kept.values()]
-        return SandboxSpec(self.job.id, self.job.attempt, self.limits, files=files, env=layout.ENVIRONMENT)
+        return SandboxSpec(self.job.id, self.job.attempt, self.limits, files=files, env=layout.environment())
 
     async def close(self) -> None:
         """End the sandbox. Idempotent."""

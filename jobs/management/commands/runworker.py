@@ -6,7 +6,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandParser
 
-from engine import collector
+from engine import collector, tracing
 from engine.database import refuse_risky_durability, refuse_wrong_pooling
 from jobs.execution.llm.client import warm_up
 from jobs.sandboxes.registry import provider_from_settings
@@ -43,8 +43,12 @@ class Command(BaseCommand):
         refuse_wrong_pooling()
         refuse_risky_durability()
         warm_up()
+        tracing.start()
         collector.calm()
-        asyncio.run(_work(chosen))
+        try:
+            asyncio.run(_work(chosen))
+        finally:
+            tracing.stop()
 
 
 async def _work(options: Options) -> None:
