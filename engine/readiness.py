@@ -54,6 +54,11 @@ class Reading:
         return not (PARTS[self.name].is_needed and self.finding.state == State.FAILED)
 
     @property
+    def needs_somebody(self) -> bool:
+        """Whether there is something to mend, needed or not."""
+        return self.finding.state in (State.DEGRADED, State.FAILED)
+
+    @property
     def state(self) -> State:
         """The state as a probe sees it: a part that failed but is not needed leaves Engine degraded."""
         failed = self.finding.state == State.FAILED
@@ -164,9 +169,7 @@ def forget() -> None:
 
 def readings(*, without: Collection[str] = ()) -> list[Reading]:
     """All parts, in the doctor's order. Takes milliseconds, unless the database does not answer."""
-    for name, watched in _watched.items():
-        if not is_moot(name):
-            watched.ask()
+    _ask()
     found: dict[str, Reading] = {}
     away = False
     for name, part in PARTS.items():
@@ -182,6 +185,18 @@ def readings(*, without: Collection[str] = ()) -> list[Reading]:
     apart = (name for name in _watched if name not in found and name not in without)
     found |= {name: _watched[name].reading(deadline) for name in apart}
     return [found[name] for name in PARTS if name in found]
+
+
+def outside() -> list[Reading]:
+    """The parts outside that can be looked at, as last found; asks neither them nor the database."""
+    _ask()
+    return [watched.reading(0.0) for name, watched in _watched.items() if not is_moot(name)]
+
+
+def _ask() -> None:
+    for name, watched in _watched.items():
+        if not is_moot(name):
+            watched.ask()
 
 
 def last_known() -> list[Reading]:

@@ -8,6 +8,7 @@ from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerSplitVie
 
 from engine import openapi  # noqa: F401, it registers itself
 from engine.anonymous import login, page
+from engine.dashboard.system import system
 from engine.problems import handler400, handler403, handler404, handler500, unknown_address
 from jobs.answering import answer_page
 from jobs.mcp.views import McpView
@@ -17,6 +18,7 @@ __all__ = ["handler400", "handler403", "handler404", "handler500", "urlpatterns"
 urlpatterns: list[URLPattern | URLResolver] = [
     path("", RedirectView.as_view(url="/admin/")),
     path("admin/login/", login),  # before the admin's own, which nothing limits
+    path("admin/system/", admin.site.admin_view(system), name="system"),
     path("admin/", admin.site.urls),
     path("answer/<str:token>", answer_page),
     path("mcp", McpView.as_view()),

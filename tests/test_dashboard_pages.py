@@ -30,6 +30,7 @@ LISTS = [
     "/admin/jobs/webhookendpoint/",
     "/admin/jobs/webhookendpoint/add/",
     "/admin/jobs/worker/",
+    "/admin/system/",
     "/admin/agents/agent/",
     "/admin/agents/agent/?status=archived",
     "/admin/apikeys/apikey/",

@@ -95,6 +95,7 @@ def navigation(request: HttpRequest) -> list[dict[str, Any]]:
                     "jobs.change_webhookendpoint",
                 ),
                 _entry("Queues and workers", "memory", "admin:jobs_worker_changelist", "jobs.view_worker"),
+                _entry("System", "monitor_heart", "system", "jobs.view_worker"),
             ]
         },
         {

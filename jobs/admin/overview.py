@@ -8,6 +8,7 @@ from django.http import HttpRequest, JsonResponse
 
 from agents import discovery
 from apikeys.scopes import Scope
+from engine import readiness
 from engine.dashboard.access import acting
 from engine.dashboard.live import parts
 from jobs import figures
@@ -80,6 +81,7 @@ def _context(window: Window) -> dict[str, Any]:
         "now": now.now,
         "figures": now,
         "degraded": discovery.degraded(),
+        "troubled": [reading for reading in readiness.outside() if reading.needs_somebody],
         "chart": chart(now.past.slots),
         "windows": WINDOWS.values(),
         "labels": TIMES[window.name],
