@@ -11,12 +11,9 @@ from functools import cache
 
 from django.conf import settings
 from django.utils import timezone
-from redis import Redis
-from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
-from redis.retry import Retry
 
 from apikeys.queries import Count
+from engine.redis_errors import or_redis_errors
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +36,10 @@ class RedisCounters:
     """Counters in one Redis."""
 
     def __init__(self, url: str) -> None:
+        from redis import Redis
+        from redis.backoff import NoBackoff
+        from redis.retry import Retry
+
         self._redis = Redis.from_url(
             url,
             socket_timeout=TIMEOUT_SECONDS,
@@ -54,7 +55,7 @@ class RedisCounters:
             return None
         try:
             used, left = self._count(keys=[f"engine:rate:{subject}:{seconds}"], args=[limit, seconds * 1000])
-        except RedisError as error:
+        except or_redis_errors() as error:
             self._away_until = time.monotonic() + PAUSE_SECONDS
             logger.warning("Redis does not answer; PostgreSQL counts requests meanwhile: %s", error)
             return None

@@ -27,7 +27,6 @@ from django.db import DatabaseError, InterfaceError, connection
 from django.db.migrations.executor import MigrationExecutor
 from django.db.models.functions import Now
 from django.utils import timezone
-from redis.exceptions import RedisError
 
 from agents import discovery as agents_discovery
 from agents import embeddings
@@ -35,6 +34,7 @@ from agents.indexing import active_space
 from engine.database import direct_dsn, is_embedded, pooling_problem
 from engine.embedded import EmbeddedServerFailed
 from engine.errors import EngineError
+from engine.redis_errors import or_redis_errors
 from engine.remedies import database_remedy, first_line, storage_remedy
 from jobs.models import Worker
 from jobs.sandboxes.base import SandboxError
@@ -394,7 +394,7 @@ def channel_layer(part: str) -> Finding:
 
     try:
         heard = asyncio.run(exchange())
-    except (OSError, TimeoutError, RedisError) as error:
+    except or_redis_errors(OSError, TimeoutError) as error:
         return Finding(part, State.FAILED, first_line(error), REDIS_REMEDY)
     return Finding(part, State.OK, where) if heard else Finding(part, State.FAILED, where, REDIS_REMEDY)
 
@@ -406,7 +406,7 @@ def shared_cache(part: str) -> Finding:
     try:
         cache.set(key, "well", 10)
         same = cache.get(key) == "well"
-    except (OSError, RedisError) as error:
+    except or_redis_errors(OSError) as error:
         return Finding(part, State.FAILED, first_line(error), REDIS_REMEDY)
     if same:
         return Finding(part, State.OK, where)

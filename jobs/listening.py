@@ -12,10 +12,9 @@ from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 from django.db import Error as DatabaseTrouble
 from psycopg import sql
-from redis.asyncio import Redis
-from redis.exceptions import RedisError
 
 from engine.database import direct_dsn
+from engine.redis_errors import or_redis_errors
 
 CONNECT_SECONDS = 2.0
 # A peer that is gone without a word is found out by a ping this often.
@@ -46,7 +45,7 @@ async def hints(*channels: str) -> AsyncGenerator[Hint | None, None]:
         else:
             async for hint in _by_listen(*channels):
                 yield hint
-    except (psycopg.Error, DatabaseTrouble, ImproperlyConfigured, RedisError, OSError) as error:
+    except or_redis_errors(psycopg.Error, DatabaseTrouble, ImproperlyConfigured, OSError) as error:
         raise HintsLost(str(error).strip() or type(error).__name__) from error
     raise HintsLost("the connection was closed")
 
@@ -62,6 +61,8 @@ async def _by_listen(*channels: str) -> AsyncGenerator[Hint | None, None]:
 
 
 async def _by_redis(*channels: str) -> AsyncGenerator[Hint | None, None]:
+    from redis.asyncio import Redis
+
     client = Redis.from_url(
         settings.REDIS_URL, socket_connect_timeout=CONNECT_SECONDS, socket_timeout=CONNECT_SECONDS,
         decode_responses=True,

@@ -15,10 +15,9 @@ from uuid import UUID
 import psycopg
 from django.conf import settings
 from django.db import transaction
-from redis import Redis
-from redis.exceptions import RedisError
 
 from engine.database import direct_dsn
+from engine.redis_errors import or_redis_errors
 from jobs import failpoints
 
 QUEUE_CHANNEL = "engine_queue"  # payload: queue names; a worker should look
@@ -65,7 +64,7 @@ class Notifier:
             try:
                 with _by_redis() if settings.REDIS_URL else _by_notify() as say:
                     self._serve(say)
-            except (psycopg.Error, RedisError, OSError) as error:
+            except or_redis_errors(psycopg.Error, OSError) as error:
                 log.warning("Wake-ups are off for a moment, polling goes on: %s", error)
                 self._drop()
                 time.sleep(RETRY_SECONDS)
@@ -100,6 +99,8 @@ def _by_notify() -> Iterator[Callable[[str, str], object]]:
 
 @contextmanager
 def _by_redis() -> Iterator[Callable[[str, str], object]]:
+    from redis import Redis
+
     client = Redis.from_url(
         settings.REDIS_URL, socket_timeout=REDIS_SECONDS, socket_connect_timeout=REDIS_SECONDS
     )

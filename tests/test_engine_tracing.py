@@ -340,7 +340,7 @@ with tracing.span("work") as span:
     span.note({"a": 1})
     assert not (span.traceparent or tracing.headers() or tracing.environment() or tracing.log_fields())
 tracing.stop()
-print(sorted(name for name in sys.modules if name.startswith(("opentelemetry.exporter", "opentelemetry.sdk.trace"))))
+print(sorted(name for name in sys.modules if name.startswith("opentelemetry")))
 """
     ran = subprocess.run(
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
