@@ -60,15 +60,16 @@ def best(
     average_length: float,
 ) -> list[Best]:
     """The first agent of each task. Without vectors, one row per task, words alone decide. Empty without agents."""
-    versions = sorted(row["version"] for row in registry)
-    if not versions:
+    own = {row["version"]: row["own"] for row in registry}
+    if not own:
         return []
-    rows = {version: row for row, version in enumerate(versions)}
+    rows = {version: row for row, version in enumerate(sorted(own))}
     cosines = _cosines(registry, rows, vectors, space) if vectors is not None else None
     bm25, covered, asked = _words(registry, rows, tasks, average_length)
     scores = queries.WORDS_WEIGHT * _words_deviation(bm25)
     if cosines is not None:
         scores = scores + _meaning_deviation(cosines)
+    scores = scores + queries.OWN_BONUS * np.array([[own[version]] for version in rows])
     first = scores.argmax(axis=0)  # of equals the first: in order of their ids, as in SQL
     columns = np.arange(len(tasks))
     found = np.zeros(len(tasks)) if cosines is None else np.nan_to_num(cosines[first, columns])

@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import Any
 
 from django.conf import settings
-from django.db.models import BooleanField, ExpressionWrapper, F, Q, QuerySet, Value
+from django.db.models import BooleanField, Case, ExpressionWrapper, F, Q, QuerySet, Value, When
 
 from agents import background, calibration, embeddings, indexing, large, queries, vector_index
 from agents.background import Background
@@ -67,6 +67,7 @@ class Parts:
     meaning: float
     words: float
     success: float
+    ownership: float
     cosine: float | None  # None: ranked by its words alone
 
 
@@ -251,8 +252,13 @@ def _registry(by: Caller, eligible: Q, *, unavailable_too: bool = False) -> Quer
     agents = Agent.objects.visible_to(by).active().filter(current_version__isnull=False)
     if not unavailable_too and (kinds := unavailable_kinds()):
         agents = agents.exclude(current_version__kind__in=kinds)
+    own = Case(When(project=by.project, then=True), default=False) if by.project else Value(False)
     return agents.order_by().values(
-        version=F("current_version"), eligible=condition, ok=F("stats__ok"), failed=F("stats__failed")
+        version=F("current_version"),
+        eligible=condition,
+        own=own,
+        ok=F("stats__ok"),
+        failed=F("stats__failed"),
     )
 
 
@@ -290,6 +296,6 @@ def _results(found: list[Ranked], confidences: list[float]) -> list[Result]:
         version = versions[one.version]
         stats = getattr(version.agent, "stats", None)
         matched = Matched(one.part, one.text, one.terms or [])
-        parts = Parts(one.by_meaning, one.by_words, one.by_success, one.cosine)
+        parts = Parts(one.by_meaning, one.by_words, one.by_success, one.by_ownership, one.cosine)
         results.append(Result(version, one.score, confidence, matched, health(version, stats), stats, parts))
     return results

@@ -55,10 +55,10 @@ said AS NOT MATERIALIZED (
      GROUP BY version
 ),
 {worded},
-chosen AS MATERIALIZED (SELECT version, ok, failed FROM nearby UNION SELECT version, ok, failed FROM worded),
+chosen AS MATERIALIZED (SELECT version, own, ok, failed FROM nearby UNION SELECT version, own, ok, failed FROM worded),
 asked AS MATERIALIZED (
-    SELECT version, true AS is_candidate, ok, failed FROM chosen
-    UNION ALL SELECT version, false, NULL, NULL FROM unnest(%(sample)s::uuid[]) AS sample (version)
+    SELECT version, true AS is_candidate, own, ok, failed FROM chosen
+    UNION ALL SELECT version, false, NULL, NULL, NULL FROM unnest(%(sample)s::uuid[]) AS sample (version)
      WHERE version NOT IN (SELECT version FROM chosen)
 ),
 -- Candidates are far from the average and stand for themselves, the sample for all others (Horvitz and Thompson).
@@ -117,16 +117,17 @@ weighed AS (
                bm25_deviation * least(1, %(words_max)s / nullif(greatest(max(bm25_deviation) OVER (), 0), 0)), 0
            ) AS by_words,
            %(prior)s * (2 * (coalesce(ok, 0) + 2)::float8 / (coalesce(ok, 0) + coalesce(failed, 0) + 4) - 1)
-               AS by_success
+               AS by_success,
+           %(own_bonus)s * own::int AS by_ownership
       FROM deviation
 ),
 ranked AS (
-    SELECT weighed.*, by_meaning + by_words + by_success AS score
+    SELECT weighed.*, by_meaning + by_words + by_success + by_ownership AS score
       FROM weighed ORDER BY score DESC, version LIMIT %(limit)s
 )
 SELECT ranked.version, ranked.score, ranked.cosine, ranked.covered, ranked.terms,
        coalesce((SELECT sum(idf) FROM weight), 0) AS asked, best.part, best.text,
-       by_meaning, by_words, by_success, {complete}
+       by_meaning, by_words, by_success, by_ownership, {complete}
   FROM ranked LEFT JOIN LATERAL (
     SELECT part, text FROM agents_agentembedding
      WHERE agent_version_id = ranked.version AND space_id = {space} AND part <> 'full'
@@ -139,14 +140,14 @@ SELECT ranked.version, ranked.score, ranked.cosine, ranked.covered, ranked.terms
 # latter only: for each posting it would take longer than all the rest.
 QUICK = {
     "nearby": """nearby AS MATERIALIZED (
-    SELECT vector.agent_version_id AS version, ok, failed
+    SELECT vector.agent_version_id AS version, own, ok, failed
       FROM agents_agentembedding AS vector JOIN visible ON visible.version = vector.agent_version_id
      WHERE vector.space_id = {space} AND part = 'full' AND eligible
      ORDER BY embedding::halfvec({dims}) <#> %(vector)s::halfvec({dims}) LIMIT %(nearest)s
 )""",
     "worded": """likely AS MATERIALIZED (SELECT version, bm25 FROM said ORDER BY bm25 DESC, version LIMIT %(likely)s),
 worded AS MATERIALIZED (
-    SELECT version, ok, failed FROM likely JOIN visible USING (version) WHERE eligible
+    SELECT version, own, ok, failed FROM likely JOIN visible USING (version) WHERE eligible
      ORDER BY bm25 DESC, version LIMIT %(by_words)s
 )""",
     "complete": """(SELECT count(*) FROM nearby) = %(nearest)s
@@ -156,13 +157,13 @@ worded AS MATERIALIZED (
 # alike are an island, and it gives up where nearly all cards near the task are another project's, as the words do.
 THOROUGH = {
     "nearby": """nearby AS MATERIALIZED (
-    SELECT vector.agent_version_id AS version, ok, failed
+    SELECT vector.agent_version_id AS version, own, ok, failed
       FROM agents_agentembedding AS vector JOIN visible ON visible.version = vector.agent_version_id
      WHERE vector.space_id = {space} AND part = 'full' AND eligible
      ORDER BY embedding <#> %(vector)s::vector LIMIT %(nearest)s
 )""",
     "worded": """worded AS MATERIALIZED (
-    SELECT version, ok, failed FROM said JOIN visible USING (version) WHERE eligible
+    SELECT version, own, ok, failed FROM said JOIN visible USING (version) WHERE eligible
      ORDER BY bm25 DESC, version LIMIT %(by_words)s
 )""",
     "complete": "true",

@@ -27,6 +27,8 @@ K1, B = 1.0, 0.65
 WORDS_WEIGHT = 0.5
 # A rare word stands out of a large registry by tens of deviations; meaning never by more than about 8.
 WORDS_MAX_DEVIATIONS = 8.0
+# Of a project's own agent and a shared one that fit about as well, the own one is meant: it was registered for them.
+OWN_BONUS = 0.3
 # The spread of cosines in ordinary registries is .06 to .1; in one of two agents it may be nothing.
 LEAST_SPREAD = 0.05
 
@@ -85,13 +87,13 @@ meaning AS (
 ),
 candidate AS (
     SELECT version, max(cosine) AS cosine, max(bm25) AS bm25, max(covered) AS covered, max(terms) AS terms,
-           (max(ok) + 2) / (max(ok) + max(failed) + 4) AS success
+           (max(ok) + 2) / (max(ok) + max(failed) + 4) AS success, bool_or(own) AS own
       FROM (
         SELECT version, NULL::float8 AS cosine, 0::float8 AS bm25, 0::float8 AS covered, NULL::text[] AS terms,
-               coalesce(ok, 0)::float8 AS ok, coalesce(failed, 0) AS failed
+               coalesce(ok, 0)::float8 AS ok, coalesce(failed, 0) AS failed, own
           FROM visible WHERE eligible
-        UNION ALL SELECT version, cosine, NULL, NULL, NULL, NULL, NULL FROM meaning
-        UNION ALL SELECT version, NULL, bm25, covered, terms, NULL, NULL FROM lexical
+        UNION ALL SELECT version, cosine, NULL, NULL, NULL, NULL, NULL, NULL FROM meaning
+        UNION ALL SELECT version, NULL, bm25, covered, terms, NULL, NULL, NULL FROM lexical
       ) AS evidence
      GROUP BY version
 ),
@@ -107,16 +109,16 @@ weighed AS (
            %(words_weight)s * coalesce(
                bm25_deviation * least(1, %(words_max)s / nullif(max(bm25_deviation) OVER (), 0)), 0
            ) AS by_words,
-           %(prior)s * (2 * success - 1) AS by_success
+           %(prior)s * (2 * success - 1) AS by_success, %(own_bonus)s * own::int AS by_ownership
       FROM deviation
 ),
 ranked AS (
-    SELECT weighed.*, by_meaning + by_words + by_success AS score
+    SELECT weighed.*, by_meaning + by_words + by_success + by_ownership AS score
       FROM weighed ORDER BY score DESC, version LIMIT %(limit)s
 )
 SELECT ranked.version, ranked.score, ranked.cosine, ranked.covered, ranked.terms,
        coalesce((SELECT sum(idf) FROM weight), 0) AS asked, best.part, best.text,
-       by_meaning, by_words, by_success
+       by_meaning, by_words, by_success, by_ownership
   FROM ranked LEFT JOIN LATERAL (
     SELECT part, text FROM agents_agentembedding
      WHERE agent_version_id = ranked.version AND space_id = %(space)s AND part <> 'full'
@@ -149,6 +151,7 @@ class Ranked:
     by_meaning: float
     by_words: float
     by_success: float
+    by_ownership: float
 
 
 def write_terms(version: UUID, texts: list[str]) -> None:
@@ -175,7 +178,7 @@ def rank(
     limit: int,
     prior: float = 0.0,
 ) -> list[Ranked]:
-    """The best agents for a task, best first. `visible` has the columns version, eligible, ok, failed.
+    """The best agents for a task, best first. `visible` has the columns version, eligible, own, ok, failed.
 
     Without a vector the words alone decide. `prior` is how much past success may add or take, in
     standard deviations.
@@ -201,6 +204,7 @@ def weights(
         "words_max": WORDS_MAX_DEVIATIONS,
         "least_spread": LEAST_SPREAD,
         "prior": prior,
+        "own_bonus": OWN_BONUS,
         "limit": limit,
     }
 

@@ -12,7 +12,7 @@ from pytest_django import Settings
 from agents import discovery, embeddings, queries, services, shipped
 from agents.discovery import Filters
 from agents.embeddings.local import LocalEmbedder
-from agents.models import AgentEmbedding
+from agents.models import Agent, AgentEmbedding
 from agents.queries import Run
 from apikeys.callers import Caller
 from apikeys.models import Project
@@ -268,6 +268,28 @@ def test_past_success_decides_between_equals_and_never_lifts_a_worse_fit(setting
     assert 0 < ranked[0].score - ranked[1].score <= 0.2
     assert unranked[0].score == pytest.approx(unranked[1].score)
     assert (ranked[0].health.status, ranked[1].health.status) == ("ok", "failing")
+
+
+def test_a_projects_own_agent_comes_before_a_shared_one_that_fits_as_well_and_not_before_a_better_one() -> (
+    None
+):
+    by = member()
+    same = "Translates letters from German into English"
+    shared, better, *_ = register_all(
+        by,
+        [make_noop("a-shared", same, name="It"), make_noop("better", "Plans meals without meat"), *cards(6)],
+    )
+    Agent.objects.filter(id__in=[shared.agent_id, better.agent_id]).update(project=None)
+    register_all(by, [make_noop("own", same, name="It"), make_noop("meals", "Plans trips")])
+
+    ranked = discovery.discover(by, same, limit=3).results
+    meals = discovery.discover(by, "Plan meals without meat").results
+    seen_by_staff = discovery.discover(staff(), same, limit=3).results
+
+    assert [one.version.agent.slug for one in ranked[:2]] == ["own", "a-shared"]
+    assert ranked[0].score - ranked[1].score == pytest.approx(queries.OWN_BONUS)
+    assert meals[0].version.agent.slug == "better"
+    assert seen_by_staff[0].score == pytest.approx(seen_by_staff[1].score)
 
 
 LETTERS = "Writes letters to customers."

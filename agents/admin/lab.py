@@ -104,6 +104,7 @@ def _why_not(result: Result, index: int, is_above: bool, ranked: list[Result], f
         ("meaning", best.parts.meaning - result.parts.meaning),
         ("words", best.parts.words - result.parts.words),
         ("past success", best.parts.success - result.parts.success),
+        ("being the project's own", best.parts.ownership - result.parts.ownership),
     ]
     name, _ = max(parts, key=lambda part: part[1])
     return f"{best.version.agent.slug} is ahead by {best.score - result.score:.2f}, most of it by {name}."
