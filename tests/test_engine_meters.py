@@ -10,11 +10,14 @@ import httpx
 import pytest
 import yaml
 from django.db import connection
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
 from prometheus_client.parser import text_string_to_metric_families
 
 from engine import meters
 from jobs import metrics
 from jobs.metering import totals
+from tests.factories import make_key
+from tests.jobs import end_lease, make_job, make_project, make_worker
 from tests.processes import ROOT, Instance, Program, copy_home, eventually
 
 # As Prometheus 3 asks.
@@ -24,6 +27,10 @@ PROMETHEUS = {
     "text/plain;version=0.0.4;q=0.3,*/*;q=0.2"
 }
 METRICS = "/api/v1/admin/metrics"
+PARSERS: dict[str, Callable[[str], Any]] = {
+    metrics.PROMETHEUS: text_string_to_metric_families,
+    metrics.OPENMETRICS: openmetrics_families,
+}
 AGENT = {
     "slug": "echo",
     "name": "Echo",
@@ -38,10 +45,10 @@ def read(client: httpx.Client) -> Read:
     """The whole text, as a scraper reads it."""
     reply = client.get(METRICS, headers=PROMETHEUS)
     assert reply.status_code == 200
-    assert reply.headers["content-type"].startswith("text/plain; version=0.0.4")
+    assert reply.headers["content-type"] == metrics.OPENMETRICS
     return {
         (sample.name, tuple(sorted(sample.labels.items()))): sample.value
-        for family in text_string_to_metric_families(reply.text)
+        for family in PARSERS[metrics.OPENMETRICS](reply.text)
         for sample in family.samples
     }
 
@@ -130,6 +137,114 @@ def test_only_a_key_with_the_scope_may_scrape(site: tuple[Instance, Program]) ->
         assert client.get(METRICS, headers=PROMETHEUS).status_code == 403
     with instance.client() as client:
         assert client.get(METRICS, headers=PROMETHEUS).status_code == 401
+
+
+# --- the forms of the answer ---
+
+
+@pytest.fixture
+def own_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This process tells what it has counted as one that has told nothing yet: the tables are new, it is not."""
+    monkeypatch.setattr(totals, "report", totals.Report())
+
+
+@pytest.mark.django_db
+@pytest.mark.usefixtures("own_counts")
+@pytest.mark.parametrize(
+    ("accept", "query", "content_type"),
+    [
+        ("*/*", "", "application/json"),
+        ("application/json", "", "application/json"),
+        ("text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8", "", "application/json"),
+        ("text/plain", "", "text/plain; version=0.0.4; charset=utf-8"),
+        ("text/plain;version=0.0.4;q=0.5,*/*;q=0.1", "", "text/plain; version=0.0.4; charset=utf-8"),
+        ("application/openmetrics-text", "", metrics.OPENMETRICS),
+        (PROMETHEUS["Accept"], "", metrics.OPENMETRICS),
+        ("application/json", "?format=prometheus", metrics.PROMETHEUS),
+        ("*/*", "?format=openmetrics", metrics.OPENMETRICS),
+        ("text/plain", "?format=json", "application/json"),
+    ],
+)
+def test_the_form_is_what_was_asked_for(accept: str, query: str, content_type: str) -> None:
+    reply = make_key("admin:metrics").client.get(METRICS + query, headers={"Accept": accept})
+
+    assert (reply.status_code, reply["Content-Type"]) == (200, content_type)
+    parse = {
+        metrics.PROMETHEUS: text_string_to_metric_families,
+        metrics.OPENMETRICS: openmetrics_families,
+    }.get(content_type)
+    found = list(parse(reply.content.decode())) if parse else reply.json()["totals"]
+    assert found
+
+
+@pytest.mark.django_db
+def test_a_form_that_there_is_not_is_refused() -> None:
+    client = make_key("admin:metrics").client
+
+    assert client.get(f"{METRICS}?format=xml").json()["errors"][0]["pointer"] == "?format"
+    assert client.get(METRICS, headers={"Accept": "image/png"}).status_code == 406
+
+
+@pytest.mark.django_db
+@pytest.mark.usefixtures("own_counts")
+def test_all_forms_say_the_same_and_name_it_as_prometheus_does() -> None:
+    project = make_project()
+    for _ in range(3):
+        make_job(project)
+    make_worker()
+    refused = make_key("jobs:read", windows=[{"limit": 1, "seconds": 60}]).client
+    assert [refused.get("/api/v1/jobs").status_code for _ in range(2)] == [200, 429]
+    client = make_key("admin:metrics").client
+
+    body = client.get(METRICS).json()
+    families = {
+        form: {
+            family.name: family for family in parse(client.get(f"{METRICS}?format={form}").content.decode())
+        }
+        for form, parse in (
+            ("prometheus", text_string_to_metric_families),
+            ("openmetrics", openmetrics_families),
+        )
+    }
+
+    counted: list[set[Any]] = []
+    for found in families.values():
+        samples = {
+            (sample.name, *sample.labels.values()): sample.value
+            for family in found.values()
+            for sample in family.samples
+        }
+        assert samples["engine_jobs", "queued"] == body["jobs"]["queued"] == 3
+        assert samples["engine_slots", "slots"] == body["workers"]["slots"] > 0
+        assert (
+            samples["engine_rate_limit_refusals_total",]
+            == body["totals"]["engine_rate_limit_refusals_total"]
+            >= 1
+        )
+        assert samples["engine_database_connections_limit",] == body["database"]["connections_limit"] > 0
+        assert samples["engine_oldest_xmin_age",] >= 0
+        assert ("engine_dead_tuples", "jobs_job") in samples
+        counted.append(set(samples))
+        for name, family in found.items():
+            assert family.documentation.endswith("."), name
+            assert family.type in ("counter", "gauge", "histogram"), name
+            assert re.fullmatch(r"engine_[a-z_]+", name)
+            assert not re.search(r"_(ms|milliseconds|minutes|mb|kb|percent)$", name), name
+    assert counted[0] == counted[1]
+
+
+@pytest.mark.django_db
+@pytest.mark.usefixtures("own_counts")
+def test_what_a_dead_worker_had_is_shown_no_more() -> None:
+    worker = make_worker()
+    client = make_key("admin:metrics").client
+    before = client.get(METRICS).json()["workers"]
+    end_lease(worker)
+
+    after = client.get(METRICS).json()["workers"]
+
+    assert (before["alive"], before["slots"] > 0) == (1, True)
+    assert (after["alive"], after["slots"], after["warm_sandboxes"]) == (0, 0, 0)
 
 
 # --- how counts of processes are added up ---

@@ -518,7 +518,7 @@ def test_metrics_count_what_is_there(project: Project, asking: Job) -> None:
     assert body["oldest_queued_s"] >= 0
     assert 'engine_jobs{status="queued"} 1.0\n' in text
     assert "# TYPE engine_open_questions gauge\nengine_open_questions 2.0\n" in text
-    assert 'engine_last_hour_wait_milliseconds{quantile="p95"}' in text
+    assert 'engine_last_hour_wait_seconds{quantile="0.95"}' in text
     assert make_key("jobs:read").client.get("/api/v1/admin/metrics").status_code == 403
 
 

@@ -12,13 +12,14 @@ import pytest
 from django.db import InternalError, OperationalError, connection
 from django.utils import timezone
 
+from engine import meters
 from jobs import batch, claiming
 from jobs.claiming import Claimed
 from jobs.execution.outcomes import StepBegin
 from jobs.execution.ports import LeaseLostError
 from jobs.models import Attempt, Event, Job, Step
 from jobs.recorder import AttemptRecorder, Clock, Writer
-from tests.jobs import claim_one, make_job, make_worker, seqs, settlement, types, write
+from tests.jobs import claim_one, end_lease, make_job, make_worker, seqs, settlement, sweep, types, write
 
 T = TypeVar("T")
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -80,6 +81,22 @@ def test_rows_that_cannot_be_stored_cost_only_the_job_that_wrote_them() -> None:
     assert [type(result) for result in with_writer(worker_id, use)] == [type(None), LeaseLostError]
     assert types(good.id)[-1] == "log"
     assert types(bad.id)[-1] == "job.started"
+
+
+def test_writes_that_come_after_the_lease_has_gone_are_refused_and_counted() -> None:
+    worker_id, late, _ = two_jobs()
+    end_lease(worker_id)
+    sweep()
+    before = meters.LATE_WRITES._value.get()
+
+    async def use(writer: Writer) -> list[Any]:
+        stale = recorder(writer, late)
+        stale.event("log", message="too late")
+        return list(await asyncio.gather(stale.flush(), return_exceptions=True))
+
+    assert [type(result) for result in with_writer(worker_id, use)] == [LeaseLostError]
+    assert "log" not in types(late.id)
+    assert meters.LATE_WRITES._value.get() == before + 1
 
 
 def test_a_row_beyond_the_databases_limits_is_not_tried_for_ever() -> None:
