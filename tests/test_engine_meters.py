@@ -27,7 +27,7 @@ PROMETHEUS = {
     "text/plain;version=0.0.4;q=0.3,*/*;q=0.2"
 }
 METRICS = "/api/v1/admin/metrics"
-PARSERS: dict[str, Callable[[str], Any]] = {
+PARSERS: dict[str, Any] = {
     metrics.PROMETHEUS: text_string_to_metric_families,
     metrics.OPENMETRICS: openmetrics_families,
 }
