@@ -15,20 +15,28 @@ def main() -> None:
 
 
 def run(arguments: list[str]) -> int:
-    """The command's exit code. Settings that cannot be used are explained in one line."""
+    """The command's exit code. Settings and a database that cannot be used are explained in one line."""
     from django.core.exceptions import ImproperlyConfigured
     from django.core.management import execute_from_command_line
+    from django.db import DatabaseError
 
-    from engine import output
+    from engine import output, remedies
+    from engine.embedded import EmbeddedServerFailed
 
     try:
         output.begin(arguments)
         execute_from_command_line(arguments)
-    except ImproperlyConfigured as error:
-        # By now the settings have read .env into the environment, whatever failed after that.
-        output.refuse(error, as_json=os.environ.get("LOG_FORMAT", "").strip() == "json")
-        return 1
-    return 0
+    except (ImproperlyConfigured, EmbeddedServerFailed) as error:
+        said = str(error)
+    except DatabaseError as error:
+        if not remedies.is_for_operators(error):
+            raise
+        said = f"{remedies.first_line(error)}. To fix it: {remedies.database_remedy(error)}"
+    else:
+        return 0
+    # By now the settings have read .env into the environment, whatever failed after that.
+    output.refuse(said, as_json=os.environ.get("LOG_FORMAT", "").strip() == "json")
+    return 1
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ The one list, `PARTS`: `manage.py doctor` looks at each thoroughly, `engine.read
 
 import asyncio
 import functools
+import logging
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -35,10 +36,12 @@ from engine.database import direct_dsn, is_embedded, pooling_problem
 from engine.embedded import EmbeddedServerFailed
 from engine.errors import EngineError
 from engine.redis_errors import or_redis_errors
-from engine.remedies import database_remedy, first_line, storage_remedy
+from engine.remedies import database_remedy, first_line, refuses_as_pooler, storage_remedy
 from jobs.models import Worker
 from jobs.sandboxes.base import SandboxError
 from jobs.sandboxes.registry import provider_from_settings
+
+logger = logging.getLogger(__name__)
 
 OLDEST_POSTGRES = 150_000  # server_version_num: unique constraints with NULLS NOT DISTINCT
 OLDEST_PGVECTOR = (0, 8)  # large registries scan their index iteratively
@@ -101,13 +104,15 @@ def title(part: str) -> str:
 
 def findings() -> Iterator[Finding]:
     """Each part in turn; one that fails does not keep the others from being looked at."""
-    away = False
+    away = is_pooler = False
     for name, part in PARTS.items():
-        if away and part.look in ASKS_DATABASE:
+        # A pooler that refuses sessions is no database that is away: the line about poolers says which variable it is.
+        if away and part.look in ASKS_DATABASE and not (name == "pooling" and is_pooler):
             yield Finding(name, State.UNKNOWN, "not looked at: the database is away")
             continue
         found = safely(name, part.look)
-        away = away or is_away(found)
+        if is_away(found):
+            away, is_pooler = True, refuses_as_pooler(found.detail)
         yield found
 
 
@@ -128,6 +133,10 @@ def safely(name: str, look: Look) -> Finding:
         return Finding(name, State.FAILED, said, database_remedy(error))
     except ImproperlyConfigured as error:
         return Finding(name, State.FAILED, first_line(error), "see the message")
+    except Exception as error:  # whatever a library raises: the other parts are to be looked at all the same
+        logger.debug("Looking at the part %s failed", name, exc_info=True)
+        said = f"{type(error).__name__}: {first_line(error)}"
+        return Finding(name, State.FAILED, said, "LOG_LEVEL=DEBUG python manage.py doctor says where")
 
 
 # --- the database ---

@@ -12,8 +12,6 @@ import threading
 from collections.abc import Sequence
 from types import TracebackType
 
-from django.core.exceptions import ImproperlyConfigured
-
 from engine.logs import AddFields, JsonLine, is_json
 
 LONG_RUNNING = ("serve", "runworker", "up")
@@ -34,17 +32,17 @@ def begin(arguments: Sequence[str]) -> None:
         sys.stdout, sys.stderr = Lines("engine.stdout", logging.INFO), Lines("engine.stderr", logging.WARNING)
 
 
-def refuse(error: ImproperlyConfigured, *, as_json: bool) -> None:
+def refuse(why: str, *, as_json: bool) -> None:
     """Say why the program cannot start: one line, also where the settings failed before they said how to log."""
     stream = sys.__stderr__
     if stream is None:
         return
     if as_json:
-        record = logging.LogRecord("engine.program", logging.CRITICAL, "", 0, "%s", (error,), None)
+        record = logging.LogRecord("engine.program", logging.CRITICAL, "", 0, "%s", (why,), None)
         AddFields().filter(record)
         stream.write(json.dumps(JsonLine().document(record)) + "\n")
     else:
-        stream.write(f"{error}\n")
+        stream.write(f"{why}\n")
     stream.flush()
 
 

@@ -5,7 +5,6 @@ the database) is looked at by a thread of its own, again once the last look is o
 the last finding with its age. A process that nobody asks looks at nothing.
 """
 
-import logging
 import threading
 import time
 from collections.abc import Collection
@@ -19,8 +18,6 @@ from django.utils import timezone
 
 from engine.database import is_embedded
 from engine.diagnosis import ASKS_DATABASE, NO_ANSWER, PARTS, Finding, State, is_away, safely, title
-
-logger = logging.getLogger(__name__)
 
 # How long all that was never looked at, or long ago, is waited for together.
 PATIENCE_SECONDS = 0.05
@@ -111,13 +108,7 @@ class Watched:
             connections.close_all()
 
     def _look(self) -> None:
-        try:
-            found = safely(self.name, self.part.look)
-        except (
-            Exception
-        ) as error:  # whatever a library raises: the part has an answer, and is looked at again
-            logger.exception("Looking at the part %s failed", self.name)
-            found = Finding(self.name, State.FAILED, f"{type(error).__name__}: {error}", "see the log")
+        found = safely(self.name, self.part.look)
         with self.lock:
             self.last, self.looked, self.begun = Reading(found, timezone.now()), time.monotonic(), None
         self.done.set()

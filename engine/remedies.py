@@ -1,9 +1,13 @@
 """What to do about what a database or a storage says when it refuses."""
 
-from django.db import ProgrammingError
+from django.conf import settings
+from django.db import DatabaseError, OperationalError
+from psycopg.errors import FeatureNotSupported, InsufficientPrivilege, UndefinedColumn, UndefinedTable
 
 # What libpq and PostgreSQL say, and what to do about it.
 REFUSALS = (
+    ("create extension", "let a superuser run CREATE EXTENSION vector in that database, once"),
+    ('extension "vector"', "install pgvector on the database server"),
     ("password authentication failed", "correct the user and the password in DATABASE_URL"),
     ("no password supplied", "put the password into DATABASE_URL: postgresql://user:password@host/database"),
     ("no pg_hba.conf entry", "let this host in (pg_hba.conf), or add sslmode=require to DATABASE_URL"),
@@ -13,6 +17,10 @@ REFUSALS = (
     ("too many clients", "raise max_connections on the server, or put PgBouncer in front"),
     ("remaining connection slots", "raise max_connections on the server, or put PgBouncer in front"),
     ("permission denied", "grant the role of DATABASE_URL its database and its schema"),
+    (
+        "lock timeout",
+        "try again once the transaction that holds the lock has ended (pg_stat_activity says whose)",
+    ),
     ("timeout", "open the way to that host and port (firewall, security group), or correct DATABASE_URL"),
     ("session is read-only", "name the primary in DATABASE_URL, too, with target_session_attrs=read-write"),
 )
@@ -41,11 +49,27 @@ STORAGE_REFUSALS = (
 )
 
 
+# What a statement failed with where the server lacks something, not our code.
+LACKS = (UndefinedTable, UndefinedColumn, InsufficientPrivilege, FeatureNotSupported)
+
+
+def is_for_operators(error: DatabaseError) -> bool:
+    """Whether mending the database or the settings helps, not the code: it is away, refuses us, or lacks something."""
+    return isinstance(error, OperationalError) or isinstance(error.__cause__, LACKS)
+
+
+def refuses_as_pooler(error: str) -> bool:
+    """Whether these are PgBouncer's words for what a session is given at its start."""
+    return "startup parameter" in error
+
+
 def database_remedy(error: BaseException) -> str:
     """What to do about a database that refuses."""
-    if "startup parameter" in str(error):  # PgBouncer's words
+    if refuses_as_pooler(str(error)):
+        if settings.DIRECT_DATABASE is not None:
+            return "ENGINE_DIRECT_DATABASE_URL leads through a pooler: let it name the database itself"
         return "DATABASE_URL is a pooler: set ENGINE_DIRECT_DATABASE_URL to the database itself"
-    if isinstance(error, ProgrammingError):  # a table is missing
+    if isinstance(error.__cause__, UndefinedTable | UndefinedColumn):
         return "python manage.py migrate"
     said = str(error).lower()
     return next(

@@ -1,9 +1,17 @@
 """`manage.py doctor` names the remedy that fits what it was told."""
 
+from datetime import timedelta
+from typing import Any
+
+import httpx
 import psycopg
 import pytest
+from django.core.management import call_command
+from django.db import OperationalError, connection
+from django.utils import timezone
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from engine import diagnosis
 from engine.database import direct_dsn
 from engine.diagnosis import storage
 from engine.remedies import database_remedy, storage_remedy
@@ -57,6 +65,119 @@ def test_a_bucket_that_refuses_gets_the_remedy_that_fits(settings, key, bucket, 
 
     assert not finding.ok
     assert remedy in finding.remedy
+
+
+class Server:
+    """What a database says of itself."""
+
+    def __init__(self, *rows: Any) -> None:
+        self.rows = list(rows)
+
+    def __enter__(self) -> "Server":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def execute(self, *_: Any) -> None:
+        pass
+
+    def fetchone(self) -> Any:
+        return self.rows.pop(0)
+
+
+@pytest.mark.parametrize(
+    ("says", "state", "remedy"),
+    [
+        (("14.9", 140_009, [], "0.8.0"), "failed", "PostgreSQL 15"),
+        (("16.4", 160_004, [], None), "failed", "install pgvector"),
+        (("16.4", 160_004, ["fsync"], "0.8.0"), "degraded", "switch fsync on"),
+        (("16.4", 160_004, [], "0.7.4"), "degraded", "update pgvector"),
+        (("16.4", 160_004, [], "0.10.0"), "ok", ""),
+    ],
+)
+def test_a_database_that_lacks_something_is_told_by_its_version(monkeypatch, says, state, remedy):
+    monkeypatch.setattr(connection, "cursor", lambda: Server(says))
+
+    finding = diagnosis.database("database")
+
+    assert finding.state == state
+    assert remedy in finding.remedy
+    assert says[0] in finding.detail
+    assert says[0] not in finding.public  # an exact version helps whoever looks for a hole
+
+
+@pytest.mark.parametrize(("seconds", "ok"), [(0, True), (-30, False), (30, False)])
+def test_a_clock_that_is_wrong_is_told(monkeypatch, seconds, ok):
+    there = timezone.now() + timedelta(seconds=seconds)
+    monkeypatch.setattr(connection, "cursor", lambda: Server((there,)))
+
+    finding = diagnosis.clock("clock")
+
+    assert finding.ok is ok
+    assert ("NTP" in finding.remedy) is not ok
+
+
+@pytest.mark.parametrize(
+    ("status", "state", "remedy"),
+    [(200, "ok", ""), (404, "ok", ""), (401, "failed", "OPENAI_API_KEY"), (500, "failed", "log")],
+)
+def test_a_model_server_is_judged_by_its_answer_and_its_password_is_not_shown(
+    monkeypatch, settings, status, state, remedy
+):
+    settings.OPENAI_BASE_URL = "https://me:hunter2@models.example/v1"
+    monkeypatch.setattr(httpx, "get", lambda *_, **__: httpx.Response(status))
+
+    finding = diagnosis.model_api("model_api")
+
+    assert finding.state == state
+    assert remedy in finding.remedy
+    assert "models.example" in finding.detail
+    assert "hunter2" not in finding.detail
+
+
+def test_whatever_a_library_raises_the_other_parts_are_looked_at(monkeypatch, capsys):
+    def broken(part: str) -> diagnosis.Finding:
+        raise LookupError("odd")
+
+    parts = {"disk": diagnosis.PARTS["disk"], "storage": diagnosis.Part(broken, "")}
+    monkeypatch.setattr(diagnosis, "PARTS", {"storage": parts["storage"], "disk": parts["disk"]})
+
+    with pytest.raises(SystemExit) as ended:
+        call_command("doctor")
+
+    assert ended.value.code == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("FAIL  storage        LookupError: odd")
+    assert "LOG_LEVEL=DEBUG" in lines[1]
+    assert lines[2].startswith("ok    disk")
+
+
+def test_a_part_that_asks_the_database_does_not_wait_for_one_that_is_away(monkeypatch):
+    def away() -> None:
+        raise OperationalError("connection refused")
+
+    monkeypatch.setattr(connection, "ensure_connection", away)
+    monkeypatch.setitem(
+        diagnosis.PARTS, "sandbox", diagnosis.Part(diagnosis.disk, "")
+    )  # which takes its time
+
+    found = {finding.part: finding.state for finding in diagnosis.findings()}
+
+    assert found["database"] == "failed"
+    assert {found[name] for name in ("migrations", "clock", "pooling", "workers")} == {"unknown"}
+    assert found["cache"] == "ok"
+
+
+def test_a_command_without_its_database_says_so_in_a_line(make_instance):
+    instance = make_instance(DATABASE_URL="postgresql://engine:hunter2@127.0.0.1:1/engine")
+
+    ended = instance.manage("migrate", check=False)
+
+    assert ended.returncode == 1
+    assert "Traceback" not in ended.stderr
+    assert "To fix it: start PostgreSQL, or set DATABASE_URL" in ended.stderr
+    assert "hunter2" not in ended.stderr
 
 
 def test_a_full_disk_is_called_so():

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from django.core.exceptions import ImproperlyConfigured
 
 from engine import output, steps
 from engine.logs import AddFields, JsonLine, OneLine, log_fields, message_of, tell
@@ -202,8 +201,7 @@ def test_wrong_settings_are_one_line_in_either_form(monkeypatch):
         stream = io.StringIO()
         monkeypatch.setattr(sys, "__stderr__", stream)
 
-        error = ImproperlyConfigured("PORT='x' cannot be used: write a whole number.")
-        output.refuse(error, as_json=form == "json")
+        output.refuse("PORT='x' cannot be used: write a whole number.", as_json=form == "json")
 
         assert shown(stream.getvalue()) == "PORT='x' cannot be used: write a whole number."
         assert stream.getvalue().count("\n") == 1

@@ -4,6 +4,7 @@ The traps are numbered as in docs/sandboxes.md.
 """
 
 import asyncio
+import json
 import logging
 import os
 import subprocess
@@ -33,6 +34,7 @@ from jobs.sandboxes.base import (
     Stdout,
 )
 from jobs.sandboxes.e2b import provider as provider_module
+from jobs.sandboxes.e2b.calls import Unclear, translated
 from tests.e2b import FreeBudget, e2b_provider, e2b_server
 from tests.e2b_server import E2BServer
 from tests.e2b_server.machine import Machine
@@ -794,3 +796,10 @@ def test_a_cancelled_open_leaves_no_sandbox(sandboxes: Sandboxes, server: E2BSer
                 await asyncio.sleep(0.02)
 
     sandboxes.run(work())
+
+
+def test_a_proxys_page_in_place_of_an_answer_is_no_fault_of_ours() -> None:
+    error = translated(json.JSONDecodeError("Expecting value", "<html>", 0), "asking")
+
+    assert isinstance(error, Unclear)
+    assert "not JSON" in str(error)

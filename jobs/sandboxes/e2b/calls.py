@@ -1,6 +1,7 @@
 """Calls of the E2B SDK: with a deadline that holds, a cancel that gets through, and errors of ours."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -67,6 +68,8 @@ def translated(error: Exception, doing: str) -> Exception:
         case e2b.TimeoutException() | TimeoutError() | httpx.HTTPError() | OSError():
             # SandboxNotRunning and SandboxUnreachable are TimeoutExceptions; "killed" is also said of a pause.
             return Unclear(message)
+        case json.JSONDecodeError() | UnicodeDecodeError():  # a proxy's page in place of E2B's answer
+            return Unclear(f"E2B, {doing}: it answered with something that is not JSON")
         case e2b.SandboxException(status_code=int(status)) if status >= 500:
             return Unclear(message)
         case e2b.SandboxException():
