@@ -33,7 +33,7 @@ Headers: TypeAlias = list[tuple[bytes, bytes]]
 BODY = "engine.body"
 # Under this name in request.META lies the ASGI scope, and in the scope, once it is known, the route (see meters).
 SCOPE, ROUTE = "engine.scope", "engine.route"
-# And here the span of the request (see engine.tracing).
+# And in the scope lies the span of the request (see engine.tracing).
 SPAN = "engine.span"
 IN_MEMORY_BYTES = 128 * 1024
 CHUNK_BYTES = 256 * 1024
@@ -136,7 +136,7 @@ class Bridge:
         self, work: Callable[..., Any], *arguments: Any, finally_: Callable[[], None] | None = None
     ) -> Any:
         self.waiting += 1
-        # In the request's context: what is logged in the thread, by whomever, names the request.
+        # In the request's context: what is logged in the thread, by whomever, names the request; spans join its trace.
         future: Future[Any] = self.pool.submit(contextvars.copy_context().run, work, *arguments)
         try:
             return await asyncio.wrap_future(future)

@@ -4,12 +4,10 @@ import re
 from collections.abc import Callable
 from typing import Final
 
-from django.core.exceptions import MiddlewareNotUsed
 from django.http import HttpRequest, HttpResponseBase
 from uuid_utils.compat import uuid7
 
-from engine import tracing
-from engine.bridge import ROUTE, SCOPE, SPAN
+from engine.bridge import ROUTE, SCOPE
 from engine.logs import log_fields
 
 GetResponse = Callable[[HttpRequest], HttpResponseBase]
@@ -38,21 +36,6 @@ class RequestIdMiddleware:
         note_route(request)
         response[REQUEST_ID_HEADER] = given
         return response
-
-
-class TraceMiddleware:
-    """In the thread that handles the request, too, its span is the current one."""
-
-    def __init__(self, get_response: GetResponse) -> None:
-        if not tracing.is_on():
-            raise MiddlewareNotUsed
-        self.get_response = get_response
-
-    def __call__(self, request: HttpRequest) -> HttpResponseBase:
-        """Answer within the span."""
-        scope = request.META.get(SCOPE, {})
-        with scope.get(SPAN, tracing.NO_SPAN).again():
-            return self.get_response(request)
 
 
 def note_route(request: HttpRequest) -> None:

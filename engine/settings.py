@@ -146,7 +146,6 @@ INSTALLED_APPS = [
 ]
 MIDDLEWARE = [
     "engine.middleware.RequestIdMiddleware",
-    "engine.middleware.TraceMiddleware",
     "engine.middleware.SecurityHeadersMiddleware",
     "engine.health.HealthMiddleware",
     "corsheaders.middleware.CorsMiddleware",  # before whatever may refuse: the page is to read the refusal

@@ -17,6 +17,7 @@ class EmbeddingsServer:
         self.fault = ""
         self.requests: list[dict[str, Any]] = []
         self.authorizations: list[str | None] = []
+        self.traceparents: list[str | None] = []
         self.release = threading.Event()  # ends the fault "silence"
         self.words = WordEmbedder()
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
@@ -90,6 +91,7 @@ class EmbeddingsServer:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 server.requests.append({"path": self.path, **body})
                 server.authorizations.append(self.headers["Authorization"])
+                server.traceparents.append(self.headers.get("traceparent"))
                 status, content = server.answer(body)
                 try:
                     self.send_response(status)

@@ -69,8 +69,10 @@ def test_json_stays_json() -> None:
 def test_the_installations_own_secrets_are_known_by_value(settings: Any) -> None:
     settings.SECRET_KEY = "a-key-of-no-known-form-at-all"
     settings.OPENAI_API_KEY = "local-model-key"
+    settings.OTEL_EXPORTER_OTLP_HEADERS = {"authorization": "Bearer collectors-key"}
 
-    assert Redactor()("x a-key-of-no-known-form-at-all local-model-key") == f"x {REDACTED} {REDACTED}"
+    text = "x a-key-of-no-known-form-at-all local-model-key collectors-key"
+    assert Redactor()(text) == f"x {REDACTED} {REDACTED} {REDACTED}"
 
 
 def test_a_jobs_secrets_are_told_by_their_names() -> None:

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from agents.embeddings.base import EmbedderUnavailable, Vector, unit
+from engine import tracing
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -77,12 +78,14 @@ class OpenAIEmbedder:
 
         client = self._client.with_options(timeout=timeout, max_retries=retries)
         try:
-            answer = client.embeddings.create(
-                model=self._model,
-                input=[text[:MAX_CHARS] for text in texts],
-                dimensions=self._dims or omit,
-                encoding_format="float",  # the client's own default is base64, which few other servers know
-            )
+            with self._span():
+                answer = client.embeddings.create(
+                    model=self._model,
+                    input=[text[:MAX_CHARS] for text in texts],
+                    dimensions=self._dims or omit,
+                    encoding_format="float",  # the client's own default is base64, which few other servers know
+                    extra_headers=tracing.headers(),
+                )
             # By index: the API does not promise the order.
             rows = sorted(answer.data, key=lambda row: row.index)
             vectors = [np.array(row.embedding, dtype=np.float32) for row in rows]
@@ -98,6 +101,15 @@ class OpenAIEmbedder:
         if self._dims and vectors[0].size != self._dims:
             raise EmbedderUnavailable(f"The embeddings server gave {vectors[0].size} dimensions")
         return [unit(vector) for vector in vectors]
+
+    def _span(self) -> tracing.Span:
+        about = {
+            "gen_ai.operation.name": "embeddings",
+            "gen_ai.provider.name": "openai",  # whose API it is
+            "gen_ai.request.model": self._model,
+            "server.address": urlsplit(self._base_url).hostname,
+        }
+        return tracing.span(f"embeddings {self._model}", about, kind="client")
 
     @cached_property
     def _client(self) -> OpenAI:

@@ -50,10 +50,6 @@ class Span:
     def failed(self, reason: str) -> None:
         """Mark it as an error; `reason` is a code or a class, never a sentence."""
 
-    def again(self) -> "Span":
-        """The same span for a block in another thread: what is opened there is its child."""
-        return self
-
 
 NO_SPAN: Final = Span()
 

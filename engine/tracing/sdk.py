@@ -146,19 +146,6 @@ class LiveSpan(Span):
         self._span.set_attribute("error.type", reason)
         self._span.set_status(trace.Status(trace.StatusCode.ERROR))
 
-    def again(self) -> Span:
-        """The same span, whose end is another's to tell."""
-        return _Again(self._span)
-
-
-class _Again(LiveSpan):
-    __slots__ = ()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        context.detach(self._token)
-
 
 def _context(traceparent: str) -> context.Context:
     """Where the parent is; what is no traceparent is nobody's (W3C Trace Context, 3.2.2)."""
