@@ -169,10 +169,7 @@ def test_the_form_is_what_was_asked_for(accept: str, query: str, content_type: s
     reply = make_key("admin:metrics").client.get(METRICS + query, headers={"Accept": accept})
 
     assert (reply.status_code, reply["Content-Type"]) == (200, content_type)
-    parse = {
-        metrics.PROMETHEUS: text_string_to_metric_families,
-        metrics.OPENMETRICS: openmetrics_families,
-    }.get(content_type)
+    parse = PARSERS.get(content_type)
     found = list(parse(reply.content.decode())) if parse else reply.json()["totals"]
     assert found
 
