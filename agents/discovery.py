@@ -15,7 +15,14 @@ from agents import background, calibration, embeddings, indexing, large, queries
 from agents.background import Background
 from agents.calibration import Evidence, Yardstick
 from agents.embeddings import EmbedderUnavailable, Vector
-from agents.health import Health, health, success_rate, typical_duration, unavailable_kinds
+from agents.health import (
+    Health,
+    health,
+    provider_problem,
+    success_rate,
+    typical_duration,
+    unavailable_kinds,
+)
 from agents.models import Agent, AgentStats, AgentVersion
 from agents.queries import Ranked
 from apikeys.callers import Caller
@@ -291,11 +298,12 @@ def _results(found: list[Ranked], confidences: list[float]) -> list[Result]:
     versions = AgentVersion.objects.select_related("agent", "agent__stats").in_bulk(
         [one.version for one in found]
     )
-    results = []
+    results, provider = [], provider_problem()
     for one, confidence in zip(found, confidences, strict=True):
         version = versions[one.version]
         stats = getattr(version.agent, "stats", None)
         matched = Matched(one.part, one.text, one.terms or [])
         parts = Parts(one.by_meaning, one.by_words, one.by_success, one.by_ownership, one.cosine)
-        results.append(Result(version, one.score, confidence, matched, health(version, stats), stats, parts))
+        state = health(version, stats, provider=provider)
+        results.append(Result(version, one.score, confidence, matched, state, stats, parts))
     return results

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -34,10 +35,29 @@ def unavailable_kinds() -> list[str]:
     return [] if settings.OPENAI_API_KEY or settings.OPENAI_BASE_URL else [AgentVersion.Kind.LLM.value]
 
 
-def health(version: AgentVersion, stats: AgentStats | None) -> Health:
-    """The state of a version. `stats` is None before its agent's first run."""
+def set_provider(problem: Callable[[], str]) -> None:
+    """Say how to learn why no sandbox can be had: this app knows no workers, and the one that does knows this app."""
+    global _provider_problem
+    _provider_problem = problem
+
+
+def provider_problem() -> str:
+    """Why no worker can open a sandbox now; empty while one can, and while nobody knows. Asks the database."""
+    return _provider_problem()
+
+
+_provider_problem: Callable[[], str] = str
+
+
+def health(version: AgentVersion, stats: AgentStats | None, *, provider: str | None = None) -> Health:
+    """The state of a version. `stats` is None before its agent's first run.
+
+    `provider`: what `provider_problem` says, from whoever shows many agents.
+    """
     if version.kind in unavailable_kinds():
         return Health("unavailable", NO_MODEL)
+    if problem := provider_problem() if provider is None else provider:
+        return Health("unavailable", problem)
     runs = stats.ok + stats.failed if stats else 0
     if stats and runs >= LEAST_RUNS and stats.failed > runs * FAILING_SHARE:
         return Health("failing", f"{stats.failed} of its last {runs} runs failed")

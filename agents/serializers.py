@@ -5,7 +5,7 @@ from typing import Any
 from rest_framework import serializers
 
 from agents.discovery import MAX_LIMIT, Filters
-from agents.health import health, success_rate, typical_duration
+from agents.health import health, provider_problem, success_rate, typical_duration
 from agents.models import Agent, AgentStats, AgentVersion
 from engine.serializers import LineField, StrictSerializer
 
@@ -30,6 +30,9 @@ class VersionSummarySerializer(serializers.ModelSerializer[AgentVersion]):
         model = AgentVersion
         fields = ("version", "name", "kind", "description", "created_at", "created_by")
         read_only_fields = fields
+
+
+PROVIDER = "provider"  # in a serializer's context
 
 
 class AgentSummarySerializer(serializers.ModelSerializer[AgentVersion]):
@@ -71,7 +74,10 @@ class AgentSummarySerializer(serializers.ModelSerializer[AgentVersion]):
 
     def get_health(self, version: AgentVersion) -> dict[str, Any]:
         """Its state now."""
-        return health(version, _stats(version)).as_json()
+        # One look for a whole list: all its rows share the context.
+        if PROVIDER not in self.context:
+            self.context[PROVIDER] = provider_problem()
+        return health(version, _stats(version), provider=self.context[PROVIDER]).as_json()
 
     def get_success_rate(self, version: AgentVersion) -> float | None:
         """Share of its runs that ended well."""

@@ -450,16 +450,6 @@ def first_id(seconds: int) -> UUID:
     return UUID(int=(seconds * 1000) << 80)
 
 
-def can_run_now() -> bool:
-    """Whether a live worker can run jobs: what /health/ready asks."""
-    with connection.cursor() as cursor:
-        cursor.execute(
-            "SELECT EXISTS (SELECT 1 FROM jobs_worker WHERE lease_until > statement_timestamp() AND can_run"
-            " AND stopped_at IS NULL)"
-        )
-        return bool(cursor.fetchone()[0])
-
-
 def lease_state(workers: Sequence[Worker]) -> dict[UUID, bool]:
     """Which of these workers hold their lease now, by the database's clock."""
     with connection.cursor() as cursor:

@@ -13,7 +13,7 @@ from django.views.decorators.http import require_GET
 from agents import services
 from agents.admin import editor, lab
 from agents.admin.acting_for import agent_of
-from agents.health import health, success_rate, typical_duration
+from agents.health import health, provider_problem, success_rate, typical_duration
 from agents.models import Agent, AgentStats, AgentVersion
 from apikeys.scopes import Scope
 from engine.dashboard.access import acting
@@ -75,11 +75,12 @@ class AgentAdmin(ListAdmin):
         response = super().changelist_view(request, shown)
         if isinstance(response, TemplateResponse) and response.context_data:
             rows = response.context_data["cl"].result_list
-            response.context_data["rows"] = [_about(agent) for agent in rows]
+            provider = provider_problem()
+            response.context_data["rows"] = [_about(agent, provider) for agent in rows]
         return response
 
 
-def _about(agent: Agent) -> dict[str, Any]:
+def _about(agent: Agent, provider: str) -> dict[str, Any]:
     """An agent with how its runs have gone."""
     stats: AgentStats | None = getattr(agent, "stats", None)
     version = agent.current_version
@@ -87,7 +88,7 @@ def _about(agent: Agent) -> dict[str, Any]:
     return {
         "agent": agent,
         "version": version,
-        "health": health(version, stats) if version else None,
+        "health": health(version, stats, provider=provider) if version else None,
         "success": success_rate(stats),
         "duration_ms": seconds * 1000 if seconds is not None else None,
         "runs": stats.ok + stats.failed if stats else 0,
@@ -103,7 +104,7 @@ def agent_page(request: HttpRequest, agent_id: UUID) -> HttpResponse:
     version = _version(agent, request.GET.get("version", "")) or agent.current_version
     context = {
         **admin.site.each_context(request),
-        **_about(agent),
+        **_about(agent, provider_problem()),
         "title": "Agent",
         "version": version,
         "versions": agent.versions.order_by("-number")[:MOST_VERSIONS],
