@@ -24,12 +24,9 @@ from uuid import uuid4
 from django.conf import settings
 from django.db import DatabaseError, InterfaceError, OperationalError, connection
 
-from agents.queries import record_runs
-from apikeys import services as keys
-from apikeys.queries import forget_audit
-from engine import __version__, meters, tracing
+from engine import __version__, tracing
 from engine.logs import log_fields
-from jobs import aliveness, buckets, claiming, failpoints, loading, queries, retention, services, wakeups
+from jobs import aliveness, claiming, loading, queries, services, wakeups
 from jobs.claiming import Claimed
 from jobs.execution import attempt, outcomes
 from jobs.execution.outcomes import Outcome
@@ -44,15 +41,13 @@ from jobs.recorder import AttemptRecorder, Clock, Writer
 from jobs.sandboxes.base import Provider, ProviderHealth
 from jobs.settlements import AttemptKey, Settlement
 from jobs.settling import settlement
-from jobs.storage import StorageFailed
+from jobs.upkeep import Upkeep
 
 log = logging.getLogger("engine.worker")
 
 POLL_SECONDS = 1.0  # wake-ups are hints (I7)
-SWEEP_SECONDS = 2.0
 PROBE_SECONDS = 15.0  # between looks whether a sandbox can be had by now
 TICK_SECONDS = 0.5
-RETENTION_SECONDS = 3600.0
 LOOK_SECONDS = 0.05  # at least so long between surveys of the queues, however many hints come
 MOST_CLAIMED = 400  # a call: claiming the next ones overlaps with writing how the last ones ended
 RECONNECT_SECONDS = 1.0
@@ -182,8 +177,9 @@ class Incarnation:
         writing.add_done_callback(self._writing_ended)
         ticking = asyncio.create_task(self._steadily(self._tick))
         self._claiming = asyncio.create_task(self._steadily(self._claim))
-        upkeep = (self._maintain, self._listen, self._probe, self._forget, self._report, self._courier.run)
-        helpers = [self._claiming, *(asyncio.create_task(self._steadily(work)) for work in upkeep)]
+        upkeep = Upkeep(self._in_database, self.provider, self.writer, look=self._look.set)
+        loops = (*upkeep.loops, self._listen, self._probe, self._courier.run)
+        helpers = [self._claiming, *(asyncio.create_task(self._steadily(loop)) for loop in loops)]
         log.info("Worker %s serves queues %s with %s slots.", self.id, *self._about())
         aliveness.ready(f"Serves queues {','.join(self.options.queues)}")
         try:
@@ -609,81 +605,7 @@ class Incarnation:
             self._idle.set()
         self._look.set()
 
-    # --- upkeep ---
-
-    async def _maintain(self) -> None:
-        """What any worker does for all: sweep, promote, expire; each minute old counters; partitions."""
-        hour, minute = 0.0, time.monotonic()
-        while True:
-            try:
-                await self._sweep()
-                await self._on_time()
-                await self._note_runs()
-                if time.monotonic() >= minute:
-                    await self._in_database(keys.sweep)
-                    await self._in_database(buckets.fold)
-                    await self._in_database(buckets.fold_hours)
-                    await self._in_database(totals.fold)
-                    minute = time.monotonic() + 60
-                if time.monotonic() >= hour:
-                    await self._in_database(queries.ensure_partitions)
-                    hour = time.monotonic() + 3600
-            except (DatabaseError, InterfaceError) as error:
-                log.warning("Upkeep waits for the database: %s", str(error).strip())
-            await asyncio.sleep(SWEEP_SECONDS / 2 * random.uniform(0.8, 1.2))  # noqa: S311
-
-    async def _report(self) -> None:
-        """Tell what this process has counted."""
-        while True:
-            await asyncio.sleep(totals.REPORT_SECONDS)
-            await self._in_database(totals.tell, "worker")
-
-    async def _forget(self) -> None:
-        """Delete old jobs and audit rows, each hour; apart from `_maintain`: it may take long, and nothing waits."""
-        while settings.ENGINE_RETENTION_DAYS or settings.ENGINE_AUDIT_DAYS:
-            try:
-                if settings.ENGINE_RETENTION_DAYS:
-                    await self._in_database(retention.prune, settings.ENGINE_RETENTION_DAYS, patience=None)
-                if settings.ENGINE_AUDIT_DAYS:
-                    await self._in_database(forget_audit, settings.ENGINE_AUDIT_DAYS, patience=None)
-            except (DatabaseError, InterfaceError, StorageFailed) as error:
-                log.warning("Old rows are deleted another time: %s", str(error).strip())
-            await asyncio.sleep(RETENTION_SECONDS)
-
-    async def _sweep(self) -> None:
-        swept: queries.Swept = await self._in_database(queries.sweep)
-        meters.SWEEPS.inc()
-        meters.SWEPT_JOBS.labels("queued").inc(len(swept.requeued))
-        meters.SWEPT_JOBS.labels("ended").inc(len(swept.ended))
-        if swept.requeued or swept.ended:
-            log.warning("Swept %s jobs of lost workers.", len(swept.requeued) + len(swept.ended))
-            wakeups.notifier.send(wakeups.JOB_CHANNEL, map(str, swept.requeued + swept.ended))
-            wakeups.notifier.send(wakeups.QUEUE_CHANNEL, swept.queues)
-            self._look.set()
-        for sandbox in swept.sandboxes:
-            provider, _, ref = sandbox.partition(":")
-            if provider == self.provider.name:
-                failpoints.hit("sandbox.before_kill")
-                await self.provider.kill(ref)
-
-    async def _note_runs(self) -> None:
-        """Agents' statistics, apart from the batches: workers that end jobs of one agent would wait for each other."""
-        runs, self.writer.runs = self.writer.runs, []
-        if runs:
-            await self._in_database(record_runs, runs)
-
-    async def _on_time(self) -> None:
-        filled = await self._in_database(queries.promote)
-        if filled:
-            wakeups.notifier.send(wakeups.QUEUE_CHANNEL, filled)
-            self._look.set()
-        failed = await self._in_database(queries.fail_overdue)
-        if failed:
-            wakeups.notifier.send(wakeups.JOB_CHANNEL, map(str, failed))
-        for job_id, question_id in await self._in_database(queries.due_questions):
-            await self._in_database(services.expire_question, job_id, question_id)
-        for job_id, question_id in await self._in_database(queries.due_reminders):
-            await self._in_database(services.remind, job_id, question_id)
+    # --- what wakes it ---
 
     async def _probe(self) -> None:
         """Look again, now and then, whether a sandbox can be had; until then no job is taken and no attempt used."""
