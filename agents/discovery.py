@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
@@ -50,8 +50,8 @@ class Filters:
     kinds: Collection[str] = ()  # one of them; empty: any
     # The only slugs to choose from, for keys that may run single agents; None: any.
     slugs: Collection[str] | None = None
-    # Rank agents too that cannot run now.
-    unavailable_too: bool = False
+    # Only agents that can run now, as jobs want them; others are told apart by their health.
+    available_only: bool = False
 
 
 @dataclass(frozen=True)
@@ -113,9 +113,11 @@ class Discovery:
     results: list[Result]  # best first; empty if the decision is none
     nearest: list[Result] = field(
         default_factory=list
-    )  # if it is none: who came closest, unavailable ones included
+    )  # if it is none: who came closest, whatever their health
     degraded: bool = False  # the embedding model was not there: ranked by words alone
     space: str = ""  # the embedding space that was asked; empty if degraded
+    # Whoever would do it, had only available ones not been asked for. Not in the JSON: it is the first of `nearest`.
+    unavailable: Result | None = None
 
     def as_json(self) -> dict[str, Any]:
         """As the API shows it and jobs store it."""
@@ -137,22 +139,22 @@ def discover(by: Caller, task: str, *, limit: int = 5, filters: Filters | None =
     task = task[:MAX_TASK_CHARS]
     filters = filters or Filters()
     view = _View.of(task)
-    everyone = _registry(by, Q())  # that can run: others change no word's weight and no yardstick
-    yardstick = calibration.yardstick(by, everyone, view.space, view.background)
+    yardstick = calibration.yardstick(by, _registry(by, Q()), view.space, view.background)
 
-    def ranked(eligible: Q, *, unavailable_too: bool = False) -> list[Result]:
-        registry = _registry(by, eligible, unavailable_too=unavailable_too)
-        found = _rank(registry, task, view, yardstick, limit=min(limit, MAX_LIMIT))
+    def ranked(eligible: Q) -> list[Result]:
+        found = _rank(_registry(by, eligible), task, view, yardstick, limit=min(limit, MAX_LIMIT))
         confidences = [yardstick.confidence(Evidence.of(one, view.familiarity)) for one in found]
         return _results(found, confidences)
 
-    conditions, wider = _conditions(filters), _conditions(filters, unavailable_too=True)
-    results = ranked(conditions, unavailable_too=filters.unavailable_too)
+    conditions, wider = _conditions(filters), _conditions(replace(filters, available_only=False))
+    results = ranked(conditions)
     decision = _decision(results, by)
     nearest: list[Result] = []
+    unavailable = None
     if decision == "none":
-        results, nearest = [], results if wider == conditions else ranked(wider, unavailable_too=True)
-    return Discovery(decision, results, nearest, degraded=view.vector is None, space=view.space)
+        results, nearest = [], results if wider == conditions else ranked(wider)
+        unavailable = nearest[0] if _decision(nearest, by) != "none" else None
+    return Discovery(decision, results, nearest, view.vector is None, view.space, unavailable)
 
 
 def prepare(by: Caller) -> None:
@@ -253,12 +255,10 @@ def _embed(space: str, task: str) -> Vector:
     return vector
 
 
-def _registry(by: Caller, eligible: Q, *, unavailable_too: bool = False) -> QuerySet[Agent, Any]:
-    """What the caller sees and can run here, in the columns that `queries.rank` wants."""
+def _registry(by: Caller, eligible: Q) -> QuerySet[Agent, Any]:
+    """What the caller sees, in the columns that `queries.rank` wants."""
     condition = ExpressionWrapper(eligible, output_field=BooleanField()) if eligible else Value(True)
     agents = Agent.objects.visible_to(by).active().filter(current_version__isnull=False)
-    if not unavailable_too and (kinds := unavailable_kinds()):
-        agents = agents.exclude(current_version__kind__in=kinds)
     own = Case(When(project=by.project, then=True), default=False) if by.project else Value(False)
     return agents.order_by().values(
         version=F("current_version"),
@@ -269,7 +269,7 @@ def _registry(by: Caller, eligible: Q, *, unavailable_too: bool = False) -> Quer
     )
 
 
-def _conditions(filters: Filters, *, unavailable_too: bool = False) -> Q:
+def _conditions(filters: Filters) -> Q:
     conditions = Q()
     if filters.tags:
         conditions &= Q(current_version__tags__contains=list(filters.tags))
@@ -278,7 +278,7 @@ def _conditions(filters: Filters, *, unavailable_too: bool = False) -> Q:
     if filters.slugs is not None:
         # An empty list would compile to no condition at all; no agent has an empty slug.
         conditions &= Q(slug__in=list(filters.slugs) or [""])
-    if not (unavailable_too or filters.unavailable_too) and (kinds := unavailable_kinds()):
+    if filters.available_only and (kinds := unavailable_kinds()):
         conditions &= ~Q(current_version__kind__in=kinds)
     return conditions
 

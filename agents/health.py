@@ -31,7 +31,7 @@ class Health:
 
 
 def unavailable_kinds() -> list[str]:
-    """Kinds of agents that cannot run on this installation; discovery never picks them."""
+    """Kinds of agents that cannot run on this installation; no job is routed to them."""
     return [] if settings.OPENAI_API_KEY or settings.OPENAI_BASE_URL else [AgentVersion.Kind.LLM.value]
 
 

@@ -159,12 +159,12 @@ class FiltersSerializer(StrictSerializer):
     kinds = serializers.ListField(
         child=serializers.ChoiceField(choices=AgentVersion.Kind.choices), max_length=10, default=list
     )
-    # `any` ranks agents too that cannot run now.
-    health = serializers.ChoiceField(choices=["available", "any"], default="available")
+    # `available` leaves out agents that cannot run now, as jobs do; otherwise their health says so.
+    health = serializers.ChoiceField(choices=["any", "available"], default="any")
 
     def as_filters(self, data: dict[str, Any]) -> Filters:
         """The checked filters as discovery takes them."""
-        return Filters(data["tags"], data["kinds"], unavailable_too=data["health"] == "any")
+        return Filters(data["tags"], data["kinds"], available_only=data["health"] == "available")
 
 
 class DiscoverSerializer(StrictSerializer):

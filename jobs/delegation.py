@@ -43,7 +43,8 @@ def find(job_id: UUID, task: str) -> list[dict[str, Any]]:
     """The agents that the job's caller may run and that fit the task. Raises ChildRefused."""
     job = Job.objects.select_related("project").get(id=job_id)
     by = caller_of(job)
-    found = discovery.discover(by, task, limit=MOST_FOUND, filters=discovery.Filters(slugs=by.runs_only()))
+    filters = discovery.Filters(slugs=by.runs_only(), available_only=True)
+    found = discovery.discover(by, task, limit=MOST_FOUND, filters=filters)
     return [_told(result) for result in found.results if result.version.id != job.agent_version_id]
 
 
@@ -113,7 +114,13 @@ def _agent(by: Caller, request: ChildRequest) -> tuple[AgentVersion, dict[str, A
             return agents.resolve(by, request.agent), {"decision": "named", "agent": request.agent}
         except (AgentNotFound, AgentArchived) as error:
             raise ChildRefused(f"{error.detail}. Use find_agents.") from error
-    found = discovery.discover(by, request.task, filters=discovery.Filters(slugs=by.runs_only()))
+    filters = discovery.Filters(slugs=by.runs_only(), available_only=True)
+    found = discovery.discover(by, request.task, filters=filters)
+    if found.unavailable:
+        state = found.unavailable.health
+        raise ChildRefused(
+            f"The agent {found.unavailable.version.agent.slug} cannot run now: {state.reason}."
+        )
     if not found.results:
         nearest = ", ".join(result.version.agent.slug for result in found.nearest)
         raise ChildRefused(f"No agent fits this task. The nearest are: {nearest or 'none'}.")

@@ -84,6 +84,7 @@ class Birth:
     reason: str = ""
     explanation: dict[str, Any] | None = None
     candidates: tuple[str, ...] = ()
+    unavailable: discovery.Result | None = None  # of a rejected one: who would do it, could it run
 
     def max_attempts(self, request: "JobRequest") -> int:
         """The caller's word, the agent's, or ours."""
@@ -92,10 +93,18 @@ class Birth:
 
     @property
     def error(self) -> dict[str, Any] | None:
-        """Of a job that no agent fits."""
+        """Of a job that no agent fits, or none that can run."""
         if self.status != Job.Status.REJECTED:
             return None
-        nearest = [item["agent"] for item in (self.explanation or {}).get("nearest", [])]
+        found = self.explanation or {}
+        nearest = [item["agent"] for item in found.get("nearest") or found.get("results", [])]
+        if self.unavailable:
+            slug, reason = self.unavailable.version.agent.slug, self.unavailable.health.reason
+            return {
+                "code": self.reason,
+                "message": f"The agent {slug} fits this task and cannot run now.",
+                "remedy": f"{reason}. Then submit the task again.",
+            }
         return {
             "code": self.reason,
             "message": "No registered agent fits this task.",
@@ -168,8 +177,13 @@ def birth_of(request: JobRequest, *, by: Caller, project: Project) -> Birth:
     if request.agent:
         version = agents.resolve(by, request.agent)
         return Birth(version, first, explanation={"decision": "named", "agent": request.agent})
-    found = discovery.discover(by, request.task, filters=discovery.Filters(slugs=by.runs_only()))
+    # Nobody waits for a model that is not there: the next agent that fits does it, or the job is rejected at once.
+    filters = discovery.Filters(slugs=by.runs_only(), available_only=True)
+    found = discovery.discover(by, request.task, filters=filters)
     explanation = found.as_json()
+    if found.unavailable:
+        rejected = Birth(None, Job.Status.REJECTED, "agent_unavailable", explanation)
+        return replace(rejected, unavailable=found.unavailable)
     if not found.results:
         return Birth(None, Job.Status.REJECTED, "no_match", explanation)
     if found.decision == "weak_match" and project.on_weak_match == "reject":

@@ -177,24 +177,26 @@ def test_a_filter_does_not_change_what_a_match_is(catalog: Caller) -> None:
     assert others.decision == "none"
 
 
-def test_an_llm_agent_without_a_model_is_never_picked_but_named(settings: Settings) -> None:
+def test_an_llm_agent_without_a_model_is_ranked_and_marked_and_left_out_on_demand(settings: Settings) -> None:
     settings.OPENAI_API_KEY, settings.OPENAI_BASE_URL = "", ""
     by = member()
     card = {"slug": "poet", "name": "Poet", "description": "Writes poems", "instructions": "Write poems."}
     register_all(by, [card, *cards(5)])
 
     without = discovery.discover(by, "Write a poem about rain")
-    asked = discovery.discover(by, "Write a poem about rain", filters=Filters(unavailable_too=True))
+    able = discovery.discover(by, "Write a poem about rain", filters=Filters(available_only=True))
     settings.OPENAI_BASE_URL = "http://localhost:9/v1"
     with_model = discovery.discover(by, "Write a poem about rain")
 
-    assert without.decision == "none"
-    assert without.nearest[0].version.agent.slug == "poet"
-    assert without.nearest[0].health.status == "unavailable"
-    assert "OPENAI_API_KEY" in without.nearest[0].health.reason
-    assert asked.results[0].version.agent.slug == "poet"
+    assert (without.decision, without.results[0].version.agent.slug) == ("match", "poet")
+    assert without.results[0].health.status == "unavailable"
+    assert "OPENAI_API_KEY" in without.results[0].health.reason
+    assert (able.decision, able.results, able.nearest[0].version.agent.slug) == ("none", [], "poet")
+    assert able.unavailable is able.nearest[0]
     assert (with_model.decision, with_model.results[0].version.agent.slug) == ("match", "poet")
     assert with_model.results[0].health.status == "ok"
+    # Whether the model is there changes nobody's rank and no yardstick.
+    assert [one.score for one in with_model.results] == [one.score for one in without.results]
 
 
 def test_without_the_model_words_alone_decide_and_the_answer_says_so(

@@ -84,6 +84,24 @@ def test_agents_that_are_not_ranked_say_why(browser: Client, settings: Any) -> N
     ]
 
 
+def test_an_agent_that_cannot_run_is_ranked_and_no_job_is_promised(browser: Client, settings: Any) -> None:
+    settings.OPENAI_API_KEY = settings.OPENAI_BASE_URL = ""
+    poet = {
+        "slug": "poet",
+        "name": "Poet",
+        "description": "Writes poems about rain",
+        "instructions": "Write.",
+    }
+    register_all(staff(), [poet])
+
+    page = found(browser, "Write poems about rain")
+    foreseen = browser.post(FORESEE, {"task": "Write poems about rain", "project": make_project().slug})
+
+    assert page.context["rows"][0].result.health.status == "unavailable"
+    assert "cannot run now, so that a job of this task is rejected" in page.text
+    assert "Poet</strong> fits and cannot run now. No model is configured" in foreseen.text
+
+
 def test_a_project_sees_its_own_agents_and_no_other_projects(browser: Client) -> None:
     register_all(staff(), [make_noop("charts", "Draws charts")])
     mine, other = make_project(), make_project()

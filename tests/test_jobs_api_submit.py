@@ -15,6 +15,7 @@ from rest_framework.test import APIClient
 
 from jobs import storage, uploads, wakeups
 from jobs.models import InputFile, Job
+from tests.agents import make_card
 from tests.factories import make_key
 from tests.jobs import make_version
 
@@ -173,6 +174,34 @@ def test_a_task_that_no_agent_fits_is_a_rejected_job_and_not_an_error() -> None:
     assert body["error"]["code"] == "no_match"
     assert body["why"]["decision"] == "none"
     assert body["finished_at"] is not None
+
+
+POET = {
+    "slug": "poet",
+    "name": "Poet",
+    "description": "Writes poems about rain",
+    "instructions": "Write poems.",
+}
+RAIN = {"task": "Write poems about rain"}
+
+
+def test_no_job_is_routed_to_an_agent_that_cannot_run(settings: Any) -> None:
+    settings.OPENAI_API_KEY = settings.OPENAI_BASE_URL = ""
+    client = make_key("jobs:read", "jobs:write", "agents:read", "agents:write").client
+    assert client.post("/api/v1/agents", POET).status_code == 201
+
+    found = client.post("/api/v1/agents/discover", RAIN).json()
+    alone = client.post("/api/v1/jobs", RAIN).json()
+    bard = make_card("bard", name="Bard", description="Writes poems about rain and snow")
+    assert client.post("/api/v1/agents", bard).status_code == 201
+    beside = client.post("/api/v1/jobs", RAIN).json()
+
+    assert (found["decision"], found["results"][0]["health"]["status"]) == ("match", "unavailable")
+    assert (alone["status"], alone["status_reason"]) == ("rejected", "agent_unavailable")
+    assert alone["error"]["message"] == "The agent poet fits this task and cannot run now."
+    assert "OPENAI_API_KEY" in alone["error"]["remedy"]
+    assert alone["why"]["nearest"][0]["agent"] == "poet"
+    assert (beside["status"], beside["agent"]["slug"]) == ("queued", "bard")
 
 
 def test_the_same_idempotency_key_makes_one_job(client: APIClient) -> None:

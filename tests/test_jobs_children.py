@@ -19,6 +19,7 @@ from jobs.execution.outcomes import ChildSpec, Used
 from jobs.execution.ports import ChildRefused, ChildRequest
 from jobs.models import Attempt, InputFile, Job, Usage
 from jobs.usage import UsageRow, key_spending, of_family, of_job
+from tests.agents import member, register_all
 from tests.jobs import (
     ask,
     claim_one,
@@ -224,6 +225,14 @@ def test_a_parent_that_was_cancelled_meanwhile_starts_nothing() -> None:
 # --- what may be started ---
 
 
+POET = {
+    "slug": "poet",
+    "name": "Poet",
+    "description": "Writes poems about rain",
+    "instructions": "Write poems.",
+}
+
+
 def request(**fields: Any) -> ChildRequest:
     return ChildRequest(
         **{
@@ -314,6 +323,10 @@ def test_an_agent_that_cannot_run_now_is_refused(settings: Any) -> None:
 
     with pytest.raises(ChildRefused, match="No model is configured"):
         delegation.prepare(job.id, request(agent="mind"))
+    register_all(member(job.project), [POET])
+    with pytest.raises(ChildRefused, match="poet cannot run now: No model is configured"):
+        delegation.prepare(job.id, request(agent="", task="Write poems about rain"))
+    assert delegation.find(job.id, "Write poems about rain") == []
 
 
 # --- usage ---

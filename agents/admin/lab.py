@@ -11,7 +11,6 @@ from django.views.decorators.http import require_GET
 
 from agents import discovery
 from agents.discovery import MAX_TASK_CHARS, Discovery, Result
-from agents.health import NO_MODEL, unavailable_kinds
 from agents.models import Agent
 from apikeys.callers import Caller
 from apikeys.models import Project
@@ -69,12 +68,21 @@ def lab(request: HttpRequest) -> HttpResponse:
         found = discovery.discover(viewer, form.cleaned_data["task"], limit=MOST_RANKED)
         context |= {
             "found": found,
-            "decided": DECISIONS[found.decision],
+            "decided": _decided(found, discovery.cut_of(viewer)),
             "cut": discovery.cut_of(viewer),
             "rows": _rows(found, discovery.cut_of(viewer)),
             "left_out": _left_out(viewer, found),
         }
     return TemplateResponse(request, "agents/lab.html", context, status=422 if form.errors else 200)
+
+
+def _decided(found: Discovery, cut: float) -> str:
+    if not found.results or found.results[0].health.status != "unavailable":
+        return DECISIONS[found.decision]
+    others = (one for one in found.results if one.health.status != "unavailable" and one.confidence >= cut)
+    other = next(others, None)
+    becomes = f"goes to {other.version.agent.slug}" if other else "is rejected"
+    return f"It fits and cannot run now, so that a job of this task {becomes}"
 
 
 def _rows(found: Discovery, cut: float) -> list[Row]:
@@ -114,13 +122,5 @@ def _left_out(viewer: Caller, found: Discovery) -> list[dict[str, str]]:
     """Agents that were not ranked at all, and what keeps them out."""
     ranked = {result.version.agent_id for result in found.results + found.nearest}
     others = Agent.objects.visible_to(viewer).select_related("current_version").exclude(id__in=ranked)
-    kinds = unavailable_kinds()
-    out = others.filter(status=Agent.Status.ARCHIVED) | others.filter(current_version__kind__in=kinds)
-    return [
-        {
-            "id": str(agent.id),
-            "slug": agent.slug,
-            "why": "It is archived." if agent.status == Agent.Status.ARCHIVED else NO_MODEL,
-        }
-        for agent in out.order_by("slug", "id")[:MOST_LEFT_OUT]
-    ]
+    archived = others.filter(status=Agent.Status.ARCHIVED).order_by("slug", "id")[:MOST_LEFT_OUT]
+    return [{"id": str(agent.id), "slug": agent.slug, "why": "It is archived."} for agent in archived]

@@ -63,8 +63,13 @@ def discover_agents(call: Call) -> Outcome:
     found = discovery.discover(call.by, given["task"], limit=given.get("limit", 5), filters=filters)
     document = found.as_json()
     if found.results:
-        first = found.results[0].version.agent.slug
-        after = f'call create_job with the task; leave `agent` out, or give agent="{first}".'
+        first = found.results[0]
+        slug = first.version.agent.slug
+        after = f'call create_job with the task; leave `agent` out, or give agent="{slug}".'
+        if first.health.status == "unavailable":
+            after = (
+                f"{slug} cannot run now ({first.health.reason}): create_job takes the next that fits and can."
+            )
     else:
         after = "no agent fits: say so, or name one of `nearest` as `agent` in create_job."
     lines = [f"Decision: {found.decision}."]
