@@ -1,5 +1,6 @@
 """Typed, strict readers of the environment. Used by `engine/settings.py` alone."""
 
+import io
 import json
 import os
 import re
@@ -21,9 +22,58 @@ def malformed(name: str, value: str, fix: str) -> ImproperlyConfigured:
     return ImproperlyConfigured(f"{name}={shown!r} cannot be used: {fix}.")
 
 
+ENV_LINE = re.compile(r"(?:export )?([A-Za-z_][A-Za-z_0-9]*)=(.*)")
+
+
+def read_file(path: Path) -> None:
+    """Set the variables of a .env file that the environment does not set.
+
+    Raises ImproperlyConfigured with the line's number, never its text, which may be a secret.
+    """
+    try:
+        lines = path.read_text(
+            encoding="utf-8-sig"
+        ).splitlines()  # editors of Windows begin files with a mark
+    except FileNotFoundError:
+        return
+    except UnicodeDecodeError:
+        raise ImproperlyConfigured(f"{path} cannot be read: save it as UTF-8.") from None
+    except OSError as error:
+        raise ImproperlyConfigured(
+            f"{path} cannot be read ({error.strerror}): make it a file that this user may read."
+        ) from error
+    seen: dict[str, int] = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        found = ENV_LINE.fullmatch(line.strip())
+        if found is None or "\0" in line:
+            raise ImproperlyConfigured(
+                f"{path}, line {number} cannot be used: write NAME=value, without spaces around the sign."
+            )
+        name, value = found[1], found[2].strip()
+        if value[:1] in ("'", '"') and (len(value) < 2 or value[-1] != value[0]):
+            raise ImproperlyConfigured(
+                f"{path}, line {number}: {name} cannot be used: end the value with the quotation mark it begins with, "
+                "on the same line and without a comment behind it."
+            )
+        if name in seen:
+            raise ImproperlyConfigured(
+                f"{path} sets {name} twice, in lines {seen[name]} and {number}: leave one of them."
+            )
+        seen[name] = number
+    Env.read_env(io.StringIO("\n".join(line.strip() for line in lines)))
+
+
+# Longer than any value that means something: a file pasted by mistake.
+MOST_CHARACTERS = 32_768
+
+
 def text(name: str, default: str = "") -> str:
     """The value without surrounding space; empty counts as not set, as in `NAME=` in a .env file."""
     value = os.environ.get(name, "").strip()
+    if len(value) > MOST_CHARACTERS:
+        raise ImproperlyConfigured(f"{name} cannot be used: it is longer than {MOST_CHARACTERS} characters.")
     if not value.isprintable():
         # Never the value: it may be a secret, pasted with more than itself.
         raise ImproperlyConfigured(

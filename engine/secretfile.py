@@ -75,12 +75,15 @@ class SecretFile:
             os.close(descriptor)
 
 
-def make_private(folder: Path) -> None:
-    """Make the folder and what is missing above it, for their owner alone; what exists keeps its mode."""
+def make_private(folder: Path, variable: str = "ENGINE_HOME") -> None:
+    """Make the folder and what is missing above it, for their owner alone; what exists keeps its mode.
+
+    Raises ImproperlyConfigured, which names the variable that the folder comes from.
+    """
     try:
         for missing in reversed([path for path in (folder, *folder.parents) if not path.is_dir()]):
             missing.mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
         raise ImproperlyConfigured(
-            f"{folder} cannot be made ({error.strerror}): set ENGINE_HOME to a folder that this user may write."
+            f"{folder} cannot be made ({error.strerror}): set {variable} to a folder that this user may write."
         ) from error

@@ -4,7 +4,6 @@ import secrets
 from pathlib import Path
 from typing import Any
 
-import environ
 from django.core.exceptions import ImproperlyConfigured
 
 from engine import embedded
@@ -24,6 +23,7 @@ from engine.environment import (
     postgres,
     prices,
     ratio,
+    read_file,
     seconds,
     text,
     whole,
@@ -33,7 +33,7 @@ from engine.rest import REST_FRAMEWORK  # noqa: F401, a setting
 from engine.secretfile import SecretFile, make_private
 
 BASE_DIR = Path(__file__).resolve().parent.parent
-environ.Env.read_env(BASE_DIR / ".env")  # variables that are set already win
+read_file(BASE_DIR / ".env")  # variables that are set already win
 
 # --- where and how this installation runs ---
 
@@ -47,7 +47,7 @@ SECRETS = SecretFile(ENGINE_HOME / "secrets.json")
 ENGINE_HOST = word(
     "ENGINE_HOST",
     "127.0.0.1",
-    form=r"[0-9a-zA-Z.:_-]+",
+    form=r"[0-9a-zA-Z.:_-]{1,253}",
     fix="write an address of this machine, such as 0.0.0.0",
 )
 PORT = whole("PORT", 8000, least=1, most=65535)
@@ -68,6 +68,11 @@ ENGINE_WARM_UP = ["agents.discovery.warm_up"]
 DEBUG = flag("DEBUG", default=False)
 if PRODUCTION and DEBUG:
     raise ImproperlyConfigured("DEBUG=1 shows secrets to visitors: unset it where ENGINE_ENV=production.")
+LOOPBACK = ENGINE_HOST in ("localhost", "::1") or ENGINE_HOST.startswith("127.")
+if DEBUG and not LOOPBACK:
+    raise ImproperlyConfigured(
+        "DEBUG=1 shows secrets to visitors, and ENGINE_HOST lets them in: unset DEBUG, or set ENGINE_HOST=127.0.0.1."
+    )
 SECRET_KEY = text("SECRET_KEY")
 if PRODUCTION and len(SECRET_KEY) < 50:
     raise ImproperlyConfigured(
@@ -86,6 +91,11 @@ ALLOWED_HOSTS = hosts("ALLOWED_HOSTS", [] if PRODUCTION else ["localhost", "127.
 if PRODUCTION and not ALLOWED_HOSTS:
     raise ImproperlyConfigured(
         "ALLOWED_HOSTS must name this installation's hosts where ENGINE_ENV=production."
+    )
+if PRODUCTION and "*" in ALLOWED_HOSTS:
+    raise ImproperlyConfigured(
+        "ALLOWED_HOSTS=* would let a forged host into links and redirects: name this installation's hosts, such as "
+        "engine.example.com, or .example.com for all below it, where ENGINE_ENV=production."
     )
 CSRF_TRUSTED_ORIGINS = origins("CSRF_TRUSTED_ORIGINS", any_below=True)
 # Pages of these origins may call the API and open its streams, with keys and tickets, never with cookies.
@@ -301,7 +311,7 @@ if ENGINE_S3_BUCKET:
 STATIC_URL = "/static/"
 # Filled by collectstatic, which production needs; an image brings it along, where no volume hides it.
 STATIC_ROOT = folder("ENGINE_STATIC_DIR", ENGINE_HOME / "static")
-make_private(STATIC_ROOT)
+make_private(STATIC_ROOT, "ENGINE_STATIC_DIR")
 STATICFILES_DIRS = [BASE_DIR / "static"]
 # Served from where they lie, so that a fresh checkout needs no collectstatic.
 WHITENOISE_ALLOW_ALL_ORIGINS = False
@@ -428,6 +438,10 @@ ENGINE_EMBED_MODEL = word("ENGINE_EMBED_MODEL", "text-embedding-3-small")
 ENGINE_EMBED_DIMS = whole("ENGINE_EMBED_DIMS", 0, most=16_000)
 # For `local`: a folder with model.onnx and tokenizer.json in place of those of the installed packages.
 ENGINE_EMBED_MODEL_DIR = folder("ENGINE_EMBED_MODEL_DIR", Path()) if text("ENGINE_EMBED_MODEL_DIR") else None
+if ENGINE_EMBED_MODEL_DIR is not None and not (ENGINE_EMBED_MODEL_DIR / "model.onnx").is_file():
+    raise ImproperlyConfigured(
+        "ENGINE_EMBED_MODEL_DIR cannot be used: name a folder that has model.onnx and tokenizer.json, or unset it."
+    )
 # Whether agents whose runs ended well stand a little higher.
 ENGINE_SUCCESS_PRIOR = flag("ENGINE_SUCCESS_PRIOR", default=True)
 

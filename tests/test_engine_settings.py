@@ -7,6 +7,7 @@ import re
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management import get_commands
+from environ import Env
 
 from engine import environment
 from engine.secretfile import SecretFile
@@ -117,7 +119,9 @@ def test_traces_are_off_unless_a_collector_is_named(tmp_path):
         ({"SECRET_KEY": "short"}, "SECRET_KEY"),
         ({"SECRET_KEY_FALLBACKS": "f" * 50 + ",short"}, "SECRET_KEY_FALLBACKS"),
         ({"ALLOWED_HOSTS": " , "}, "ALLOWED_HOSTS"),
+        ({"ALLOWED_HOSTS": "engine.example,*"}, "ALLOWED_HOSTS"),
         ({"DEBUG": "1"}, "DEBUG"),
+        ({"ENGINE_ENV": "development", "DEBUG": "1", "ENGINE_HOST": "0.0.0.0"}, "DEBUG"),
     ],
 )
 def test_production_refuses_what_is_only_good_for_development(tmp_path, change, named):
@@ -252,6 +256,8 @@ def test_the_example_gives_each_variable_its_type_and_its_default():
         ("E2B_API_KEY", "e2b_hunter2\u200b"),
         ("ENGINE_MAIL_FROM", "engine"),
         ("ENGINE_WORKER_HEALTH_FILE", "/nowhere/at/all"),
+        ("ENGINE_EMBED_MODEL_DIR", "/nowhere/at/all"),
+        ("ENGINE_MODEL", "x" * 40_000),
         ("SECURE_SSL_REDIRECT", "maybe"),
         ("SECRET_KEY", "one line\nand another, as pasted from a file with more than it should hold"),
     ],
@@ -280,6 +286,88 @@ def test_only_settings_read_the_environment():
     }
 
     assert reading - allowed - inside == set()
+
+
+def test_a_folder_that_cannot_be_made_is_named_by_its_variable(tmp_path):
+    (tmp_path / "file").touch()
+
+    loaded = load(tmp_path, ENGINE_STATIC_DIR=str(tmp_path / "file" / "static"))
+
+    assert "set ENGINE_STATIC_DIR to a folder" in loaded.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("command", ["check", "serve"])
+def test_a_command_says_in_one_line_what_is_wrong(tmp_path, command):
+    ended = subprocess.run(
+        [sys.executable, "manage.py", command],
+        cwd=ROOT, env={"PATH": os.environ["PATH"], "ENGINE_HOME": str(tmp_path), "PORT": "eighty"},
+        text=True, capture_output=True, timeout=60,
+    )  # fmt: skip
+
+    assert ended.returncode == 1
+    assert ended.stderr == "PORT='eighty' cannot be used: write a whole number from 1 to 65535.\n"
+
+
+# --- the .env file ---
+
+
+@pytest.fixture
+def read_text(tmp_path, monkeypatch) -> Callable[[bytes], dict[str, str]]:
+    """What the environment holds of a .env file's variables, beside one that was set before."""
+    variables = {"SET": "before"}
+    monkeypatch.setattr(os, "environ", variables)
+    monkeypatch.setattr(Env, "ENVIRON", variables)
+
+    def read(content: bytes) -> dict[str, str]:
+        (tmp_path / ".env").write_bytes(content)
+        environment.read_file(tmp_path / ".env")
+        return {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
+
+    return read
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (b"PORT=9\n", {"PORT": "9"}),
+        (b"\xef\xbb\xbfPORT=9\r\nLOG_LEVEL=INFO\r\n", {"PORT": "9", "LOG_LEVEL": "INFO"}),  # of Windows
+        (b"  # a comment\n\n  export PORT=9  \n", {"PORT": "9"}),
+        (b"A='a b#c'\nB=\"a b\"\nC=a#b=c\nD=\n", {"A": "a b#c", "B": "a b", "C": "a#b=c", "D": ""}),
+        (b"SET=after\n", {}),
+        ("A=é\n".encode(), {"A": "é"}),
+    ],
+)
+def test_a_file_of_variables_is_read_as_people_write_it(read_text, content, found):
+    assert read_text(content) == {"SET": "before"} | found
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"A=1\nPORT = 9\n", "line 2"),
+        (b"hunter2\n", "line 1"),
+        (b"A=hunter2\0\n", "line 1"),
+        (b"export hunter2\n", "line 1"),
+        (b"A='hunter2\n", "line 1: A"),
+        (b"A='hunter2' # mine\n", "line 1: A"),
+        (b"A=hunter2\nB=1\nA=hunter3\n", "sets A twice, in lines 1 and 3"),
+        ("A=hunter2\n".encode("utf-16"), "UTF-8"),
+    ],
+)
+def test_a_line_that_cannot_be_used_is_named_by_its_number_and_never_shown(read_text, content, said):
+    with pytest.raises(ImproperlyConfigured, match=said) as refused:
+        read_text(content)
+
+    assert "hunter" not in str(refused.value)
+
+
+def test_a_folder_in_place_of_the_file_is_refused(tmp_path):
+    with pytest.raises(ImproperlyConfigured, match="cannot be read"):
+        environment.read_file(tmp_path)
+
+
+def test_no_file_is_needed(read_text, tmp_path):
+    environment.read_file(tmp_path / "nothing")
 
 
 # --- the secrets file ---
