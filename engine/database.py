@@ -5,7 +5,7 @@ from typing import Any
 import psycopg
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
-from django.db import InterfaceError, OperationalError, connection, connections
+from django.db import DatabaseError, InterfaceError, OperationalError, connection, connections, transaction
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 
@@ -79,7 +79,7 @@ def pooling_problem() -> str:
             raise
         kept = None
     if kept == ("kept",):
-        return ""
+        return statement_pooling_problem() if settings.DIRECT_DATABASE is not None else ""
     if settings.DIRECT_DATABASE is not None:
         return (
             "ENGINE_DIRECT_DATABASE_URL leads through a pooler: let it name the database itself, for LISTEN."
@@ -88,6 +88,17 @@ def pooling_problem() -> str:
         "DATABASE_URL leads through a pooler, where LISTEN is not heard: set ENGINE_DIRECT_DATABASE_URL to the "
         "database itself, and leave DATABASE_URL as it is."
     )
+
+
+def statement_pooling_problem() -> str:
+    """What to do about a pooler that takes sessions away within a transaction; empty if none does."""
+    try:
+        with transaction.atomic(), connection.cursor() as cursor:
+            cursor.execute("SELECT 1")
+    except (DatabaseError, InterfaceError) as error:
+        if "statement pooling" in str(error):  # PgBouncer's words
+            return "DATABASE_URL leads through a pooler in statement mode: set its pool_mode to transaction."
+    return ""  # any other trouble shows where it matters
 
 
 def refuse_wrong_pooling() -> None:

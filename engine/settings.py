@@ -248,7 +248,10 @@ CACHES["memory"] = {"BACKEND": "django.core.cache.backends.locmem.LocMemCache", 
 CACHES["counters"] = {"BACKEND": "apikeys.ratecache.CounterCache"}
 RATELIMIT_USE_CACHE = "counters"
 # Live events do not travel through it (see jobs/hub.py); Channels asks for one nonetheless.
-CHANNEL_LAYERS: dict[str, dict[str, Any]] = {"default": {"BACKEND": "channels.layers.InMemoryChannelLayer"}}
+CHANNEL_LAYERS: dict[str, dict[str, Any]] = {
+    "default": {"BACKEND": "channels.layers.InMemoryChannelLayer"},
+    "memory": {"BACKEND": "channels.layers.InMemoryChannelLayer"},  # of sockets, to which nobody sends by it
+}
 if REDIS_URL:
     # Nobody waits for a Redis that is away: what it holds can be counted, or found by polling, without it.
     CACHES["default"] = {
@@ -288,6 +291,9 @@ ENGINE_S3_PREFIX = word(
     form=r"[a-zA-Z0-9_-][a-zA-Z0-9_./-]*",
     fix="write a folder such as engine/files, without a first slash",
 )
+# What a silent bucket costs a request, which is then answered 503, and one of a worker's tries to store a file.
+ENGINE_S3_REQUEST_SECONDS = seconds("ENGINE_S3_REQUEST_SECONDS", 4.0, least=0.2, most=60)
+ENGINE_S3_WORKER_SECONDS = seconds("ENGINE_S3_WORKER_SECONDS", 20.0, least=0.2, most=600)
 # Unset: what the machine is allowed (boto3's own chain: a role, a profile).
 AWS_ACCESS_KEY_ID = word("AWS_ACCESS_KEY_ID")
 AWS_SECRET_ACCESS_KEY = word("AWS_SECRET_ACCESS_KEY")

@@ -443,6 +443,12 @@ class Unavailable(Problem):
     code = "unavailable"
 
 
+class StorageUnavailable(Unavailable):
+    """Files cannot be stored or read for the moment. Nothing was changed; try again after `Retry-After`."""
+
+    code = "storage_unavailable"
+
+
 _STATUSES: dict[int, type[Problem]] = {
     400: BadRequest,
     401: NotAuthenticated,

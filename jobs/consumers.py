@@ -41,6 +41,7 @@ class CloseCode(IntEnum):
 class JobEventsConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # channels ships no types
     """Relay one job's events to one client: authorise, follow, forward."""
 
+    channel_layer_alias = "memory"  # a Redis that is away would refuse the handshake, or keep it waiting
     watch: Watch | None = None
     relay: "asyncio.Task[None] | None" = None
 

@@ -1,5 +1,6 @@
 """Artifacts as downloads: whole or in part, never held in memory, and nothing that a browser would run."""
 
+import logging
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -11,10 +12,11 @@ from django.utils.cache import get_conditional_response
 from django.utils.http import content_disposition_header
 from rest_framework.request import Request
 
-from engine.problems import Unavailable
 from jobs import storage
-from jobs.errors import ArtifactNotFound, RangeNotSatisfiable
+from jobs.errors import ArtifactNotFound, RangeNotSatisfiable, StorageUnavailable
 from jobs.models import Artifact
+
+log = logging.getLogger("engine.storage")
 
 # What a browser may show by itself, and as what: everything else is only ever downloaded.
 SHOWN_AS = {
@@ -58,13 +60,14 @@ def download(request: Request, artifact: Artifact, *, inline: bool) -> HttpRespo
 
 
 def opened(artifact: Artifact, part: "Part") -> IO[bytes]:
-    """The stored bytes. Raises ArtifactNotFound where they are gone, Unavailable where the storage is away."""
+    """The stored bytes. Raises ArtifactNotFound where they are gone, StorageUnavailable where the storage is away."""
     try:
         return storage.read_part(artifact.storage_key, part.start, part.length)
     except storage.BlobMissing:
         raise ArtifactNotFound("The file is no longer stored", artifact_id=str(artifact.id)) from None
     except storage.StorageFailed as error:
-        raise Unavailable("The file cannot be read right now") from error
+        log.warning("%s", error)  # the caller need not know where files lie
+        raise StorageUnavailable("The file cannot be read right now") from error
 
 
 class Blocks(Iterator[bytes]):

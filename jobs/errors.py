@@ -3,7 +3,7 @@
 from http import HTTPStatus
 
 from engine.errors import Conflict, EngineError, NotFound, ValidationFailed
-from engine.problems import TooManyRequests
+from engine.problems import TooManyRequests, Unavailable
 
 
 class JobNotFound(NotFound):
@@ -151,6 +151,13 @@ class DeliveryPending(Conflict):
     """The delivery waits for its next try already; `next_try_at` says when that is."""
 
     code, title = "delivery_pending", "The delivery is still being tried"
+
+
+class StorageUnavailable(Unavailable):
+    """Files cannot be stored or read for the moment. Nothing was changed; try again after `Retry-After`."""
+
+    code, title = "storage_unavailable", "The file storage is not available right now"
+    RETRY_AFTER_SECONDS = 5
 
 
 class LinkNotFound(NotFound):

@@ -3,10 +3,14 @@
 from typing import IO, Any
 
 from botocore.config import Config
+from django.conf import settings
 from storages.backends.s3 import S3Storage
 
-# A bucket that is away costs a few seconds, not botocore's minutes: who stores tries again (see jobs/storage.py).
-CONNECT_SECONDS, READ_SECONDS, TRIES = 2, 10, 2
+# Within the seconds of the settings; botocore's own deadlines would be minutes. A slip of the bucket costs no job.
+TRIES = 2
+MOST_CONNECT_SECONDS = 2.0
+# A worker's program has run already: it waits longer, and tries again (jobs/storage.py). A request's client can do so.
+patient = False
 # Below this a file is fetched into memory, above it onto disk.
 IN_MEMORY_BYTES = 1024 * 1024
 
@@ -16,14 +20,15 @@ class BucketStorage(S3Storage):
 
     def __init__(self, **options: Any) -> None:
         style = options.pop("addressing_style", None)
+        whole = settings.ENGINE_S3_WORKER_SECONDS if patient else settings.ENGINE_S3_REQUEST_SECONDS
         super().__init__(
             **options,
             default_acl=None,
             file_overwrite=True,
             max_memory_size=IN_MEMORY_BYTES,
             client_config=Config(
-                connect_timeout=CONNECT_SECONDS,
-                read_timeout=READ_SECONDS,
+                connect_timeout=min(MOST_CONNECT_SECONDS, whole / TRIES),
+                read_timeout=whole / TRIES,
                 retries={"total_max_attempts": TRIES, "mode": "standard"},
                 s3={"addressing_style": style or "auto"},
                 signature_version="s3v4",

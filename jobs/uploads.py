@@ -1,6 +1,7 @@
 """Input files of a job: what comes as multipart is named safely, measured, told by its content, and stored."""
 
 import contextlib
+import logging
 import re
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
@@ -12,12 +13,13 @@ from django.core.files.uploadedfile import UploadedFile
 from django.db import DatabaseError, InterfaceError
 
 from engine.errors import ValidationFailed
-from engine.problems import Unavailable
 from jobs import storage
-from jobs.errors import FilesTooLarge
+from jobs.errors import FilesTooLarge, StorageUnavailable
 from jobs.models import Job
 from jobs.serializers import MOST_FILES
 from jobs.services import StoredUpload
+
+log = logging.getLogger("engine.storage")
 
 # Bytes: ext4, NTFS and S3 keys take 255 and more; room is left for the number that tells twins apart.
 LONGEST_NAME = 200
@@ -39,7 +41,7 @@ def stored(
     After a fault of the database nobody knows whether the job was committed. Then they stay: a file too many costs
     less than a job without its files.
 
-    Raises FilesTooLarge or ValidationFailed before anything is stored, and Unavailable.
+    Raises FilesTooLarge or ValidationFailed before anything is stored, and StorageUnavailable.
     """
     check(files)
     kept = False
@@ -82,7 +84,8 @@ def _store(file: UploadedFile, name: str, *, folder: str) -> StoredUpload:
             file.chunks(storage.BLOCK_BYTES), folder=folder, most_bytes=settings.ENGINE_MAX_UPLOAD_BYTES
         )
     except storage.StorageFailed as error:
-        raise Unavailable("The files cannot be stored right now") from error
+        log.warning("%s", error)  # the caller need not know where files lie
+        raise StorageUnavailable("The files cannot be stored right now") from error
     return StoredUpload(
         name=name,
         media_type=storage.media_type(name, blob.head),

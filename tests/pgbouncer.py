@@ -1,4 +1,4 @@
-"""A real PgBouncer in transaction mode, before a PostgreSQL that listens on a socket."""
+"""A real PgBouncer, in transaction mode if no other is asked for, before a PostgreSQL that listens on a socket."""
 
 import os
 import shutil
@@ -21,7 +21,9 @@ PROGRAM = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbi
 class Pooler:
     """`url` goes through it, `direct` past it."""
 
-    def __init__(self, folder: Path, server: EmbeddedServer, *, ignore: str = "") -> None:
+    def __init__(
+        self, folder: Path, server: EmbeddedServer, *, ignore: str = "", mode: str = "transaction"
+    ) -> None:
         with socket.create_server(("127.0.0.1", 0)) as chosen:
             self.port = chosen.getsockname()[1]
         self.url = f"postgresql://{USER}@127.0.0.1:{self.port}/{DATABASE}?sslmode=disable&gssencmode=disable"
@@ -34,7 +36,7 @@ class Pooler:
             "listen_port": self.port,
             "unix_socket_dir": "",
             "auth_type": "any",
-            "pool_mode": "transaction",
+            "pool_mode": mode,
             "default_pool_size": SERVER_CONNECTIONS,
             "max_client_conn": 500,
             "ignore_startup_parameters": f"extra_float_digits,{ignore}".rstrip(","),
@@ -61,10 +63,12 @@ class Pooler:
 
 
 @contextmanager
-def pooler(folder: Path, server: EmbeddedServer, *, ignore: str = "") -> Iterator[Pooler]:
+def pooler(
+    folder: Path, server: EmbeddedServer, *, ignore: str = "", mode: str = "transaction"
+) -> Iterator[Pooler]:
     if PROGRAM is None:
         pytest.skip("pgbouncer is not installed: apt-get install pgbouncer")
-    started = Pooler(folder, server, ignore=ignore)
+    started = Pooler(folder, server, ignore=ignore, mode=mode)
     try:
         yield started
     finally:

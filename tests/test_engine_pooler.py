@@ -70,6 +70,29 @@ def test_a_pooler_where_a_session_is_needed_stops_the_start(
     assert "database itself" in found.remedy
 
 
+def test_a_pooler_that_knows_no_transactions_stops_the_start(
+    settings: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, make_instance: Any
+):
+    instance: Instance = make_instance()
+    server = EmbeddedServer(instance.home)
+    server.ensure()
+    try:
+        with pooler(tmp_path, server, mode="statement") as way:
+            instance.env |= {"DATABASE_URL": way.url, "ENGINE_DIRECT_DATABASE_URL": way.direct}
+            for command in ("serve", "runworker"):
+                refused = instance.manage(command, check=False)
+                assert refused.returncode == 1
+                assert refused.stderr.strip() == (
+                    "DATABASE_URL leads through a pooler in statement mode: set its pool_mode to transaction."
+                )
+            looked = instance.manage("doctor", check=False)
+            assert "pool_mode to transaction" in looked.stdout
+            way.process.kill()
+            way.process.wait()
+    finally:
+        server.leave()
+
+
 def test_a_database_that_is_away_does_not_stop_the_start(settings: Any, monkeypatch: pytest.MonkeyPatch):
     lead_through("postgresql://me@127.0.0.1:9/x", settings, monkeypatch, direct=True)
 

@@ -31,7 +31,7 @@ def bucket(server: BucketServer, settings: Any, monkeypatch: pytest.MonkeyPatch)
     """An empty bucket that works, with deadlines that a test can wait for."""
     server.fault, server.faults_left = "", -1
     server.release.clear()
-    monkeypatch.setattr(s3, "READ_SECONDS", 1)
+    settings.ENGINE_S3_REQUEST_SECONDS = settings.ENGINE_S3_WORKER_SECONDS = 1.0
     monkeypatch.setattr(s3, "TRIES", 1)
     monkeypatch.setattr(storage, "PAUSES", (0.01, 0.01))
     settings.STORAGES = {**settings.STORAGES, "artifacts": storages_in(server.url)}
@@ -118,7 +118,7 @@ def test_a_bucket_in_trouble_is_said_and_never_a_500(
     with pytest.raises(storage.StorageFailed):
         stored(b"other bytes")
 
-    assert (posted.status_code, posted.json()["code"]) == (503, "unavailable")
+    assert (posted.status_code, posted.json()["code"]) == (503, "storage_unavailable")
     assert int(posted["Retry-After"]) > 0
     assert Job.objects.filter(task="Count").count() == InputFile.objects.count() == 0
     if fault == "full":  # what lies there can still be read
@@ -126,9 +126,27 @@ def test_a_bucket_in_trouble_is_said_and_never_a_500(
     elif fault == "no bucket":
         assert answered.status_code in (404, 503)
     else:
-        assert (answered.status_code, answered.json()["code"]) == (503, "unavailable")
+        assert (answered.status_code, answered.json()["code"]) == (503, "storage_unavailable")
     assert not found.ok
     assert "ENGINE_S3" in found.remedy
+
+
+def test_a_request_waits_for_a_silent_bucket_a_few_seconds_and_a_worker_longer(
+    bucket: BucketServer, settings: Any, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(s3, "TRIES", 2)
+    settings.ENGINE_S3_REQUEST_SECONDS, settings.ENGINE_S3_WORKER_SECONDS = 4.0, 20.0
+
+    def deadlines() -> tuple[float, float]:
+        settings.STORAGES = {**settings.STORAGES, "artifacts": storages_in(bucket.url)}  # made anew
+        config = client().meta.config
+        return config.connect_timeout, config.read_timeout
+
+    request = deadlines()
+    monkeypatch.setattr(s3, "patient", True)
+    worker = deadlines()
+
+    assert (request, worker) == ((2.0, 2.0), (2.0, 10.0))
 
 
 def damage(bucket: BucketServer, settings: Any, fault: str) -> None:

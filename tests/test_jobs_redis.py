@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import signal
 import time
 from collections.abc import Iterator
@@ -9,6 +10,8 @@ from typing import Any
 
 import httpx
 import pytest
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
 
 from engine import diagnosis, readiness
 from jobs import listening, wakeups
@@ -98,9 +101,23 @@ def test_jobs_run_before_during_and_after_its_death(make_instance: Any, server: 
                 lambda: client.get(address).json()["status"] == "completed", seconds=60, what="the job"
             )
 
+        def followed() -> list[str]:
+            """What a socket is told of a job from its beginning to its end."""
+            job = client.post("/api/v1/jobs", json={"task": "Nothing", "agent": "idle"}).json()["id"]
+            address = f"{instance.url.replace('http', 'ws')}/ws/v1/jobs/{job}"
+            with connect(address, additional_headers=client.headers, open_timeout=10) as events:
+                types = []
+                with contextlib.suppress(ConnectionClosed):  # after the last event
+                    while True:
+                        types.append(json.loads(events.recv(timeout=30))["type"])
+                return types
+
         run_one()
         server.kill()
         run_one()
+        begun = time.monotonic()
+        assert followed()[-1] == "job.completed"
+        assert time.monotonic() - begun < 10  # two looks at the table, on a busy machine
         server.start()
         eventually(
             lambda: server.listeners(wakeups.QUEUE_CHANNEL), seconds=30, what="the worker listens again"

@@ -2,15 +2,19 @@
 
 import asyncio
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandParser
 
 from engine import collector, tracing
 from engine.database import refuse_risky_durability, refuse_wrong_pooling
+from jobs import s3
 from jobs.execution.llm.client import warm_up
 from jobs.sandboxes.registry import provider_from_settings
 from jobs.worker import ALL_QUEUES, Options, Worker
+
+FILE_THREADS = 16
 
 
 class Command(BaseCommand):
@@ -42,6 +46,7 @@ class Command(BaseCommand):
         )
         refuse_wrong_pooling()
         refuse_risky_durability()
+        s3.patient = True
         warm_up()
         tracing.start()
         collector.calm()
@@ -54,6 +59,10 @@ class Command(BaseCommand):
 async def _work(options: Options) -> None:
     worker = Worker(provider_from_settings(), options)
     loop = asyncio.get_running_loop()
+    # Python's own few threads could all wait for a bucket that is silent, and jobs without files for them.
+    loop.set_default_executor(
+        ThreadPoolExecutor(FILE_THREADS + 4 * options.concurrency, thread_name_prefix="files")
+    )
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, worker.stop)
     await worker.run()
