@@ -5,6 +5,7 @@ import hashlib
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
+import httpx
 import pytest
 from django.core.files.storage import storages
 from django.core.files.uploadedfile import SimpleUploadedFile
@@ -23,6 +24,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 @pytest.fixture(scope="module")
 def server() -> Iterator[BucketServer]:
     with bucket_server() as started:
+        httpx.get(started.url, timeout=60)  # moto's first answer takes its time
         yield started
 
 
@@ -31,7 +33,7 @@ def bucket(server: BucketServer, settings: Any, monkeypatch: pytest.MonkeyPatch)
     """An empty bucket that works, with deadlines that a test can wait for."""
     server.fault, server.faults_left = "", -1
     server.release.clear()
-    settings.ENGINE_S3_REQUEST_SECONDS = settings.ENGINE_S3_WORKER_SECONDS = 1.0
+    settings.ENGINE_S3_REQUEST_SECONDS = settings.ENGINE_S3_WORKER_SECONDS = 2.0
     monkeypatch.setattr(s3, "TRIES", 1)
     monkeypatch.setattr(storage, "PAUSES", (0.01, 0.01))
     settings.STORAGES = {**settings.STORAGES, "artifacts": storages_in(server.url)}
