@@ -334,6 +334,29 @@ def model_api(part: str) -> Finding:
     return Finding(part, State.FAILED, detail, "look at the model server's log")
 
 
+def traces(part: str) -> Finding:
+    """Whether the collector takes spans: it is sent none of them, in the form that it takes them in."""
+    address = settings.OTEL_EXPORTER_OTLP_TRACES_ENDPOINT
+    if not address:
+        return Finding(part, State.OFF, "none are sent (OTEL_EXPORTER_OTLP_ENDPOINT)")
+    where = urlsplit(address).netloc.rpartition("@")[2]
+    headers = {**settings.OTEL_EXPORTER_OTLP_HEADERS, "Content-Type": "application/x-protobuf"}
+    try:
+        answer = httpx.post(address, content=b"", headers=headers, timeout=OUTSIDE_SECONDS)
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        remedy = "check OTEL_EXPORTER_OTLP_ENDPOINT and the way there"
+        return Finding(part, State.FAILED, f"{where}: {first_line(error)}", remedy)
+    if answer.is_success:
+        return Finding(part, State.OK, f"{where} takes spans")
+    if answer.status_code in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+        remedy = "set OTEL_EXPORTER_OTLP_HEADERS to what the collector asks for"
+    elif answer.status_code < HTTPStatus.INTERNAL_SERVER_ERROR:
+        remedy = "check that OTEL_EXPORTER_OTLP_ENDPOINT is where it takes OTLP over HTTP (mostly port 4318)"
+    else:
+        remedy = "look at the collector's log"
+    return Finding(part, State.FAILED, f"{where} answers {answer.status_code}", remedy)
+
+
 # --- discovery ---
 
 
@@ -452,6 +475,7 @@ PARTS: dict[str, Part] = {
     "workers": Part(workers, "No worker can run jobs.", is_needed=True),
     "e2b": Part(e2b, "E2B does not take our calls.", title="E2B", every=60.0),
     "model_api": Part(model_api, "The model API does not answer.", title="model API", every=60.0),
+    "traces": Part(traces, "The collector takes no spans.", every=60.0),
 }
 # Looks at what is in the database: while that is away, they would only wait for it.
 ASKS_DATABASE = {

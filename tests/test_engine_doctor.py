@@ -16,6 +16,7 @@ from engine.database import direct_dsn
 from engine.diagnosis import storage
 from engine.remedies import database_remedy, storage_remedy
 from tests.buckets import bucket_server, storages_in
+from tests.collector import collecting
 
 
 @pytest.mark.parametrize(
@@ -134,6 +135,37 @@ def test_a_model_server_is_judged_by_its_answer_and_its_password_is_not_shown(
     assert remedy in finding.remedy
     assert "models.example" in finding.detail
     assert "hunter2" not in finding.detail
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "state", "remedy"),
+    [
+        ("/v1/traces", 200, "ok", ""),
+        ("/v1/traces", 401, "failed", "OTEL_EXPORTER_OTLP_HEADERS"),
+        ("/v1/traces", 503, "failed", "log"),
+        ("/elsewhere", 200, "failed", "4318"),
+    ],
+)
+def test_a_collector_is_sent_no_spans_to_see_whether_it_takes_them(settings, path, status, state, remedy):
+    with collecting() as collector:
+        collector.status = status
+        settings.OTEL_EXPORTER_OTLP_TRACES_ENDPOINT = collector.url.replace("//", "//me:hunter2@") + path
+        finding = diagnosis.traces("traces")
+
+    assert finding.state == state
+    assert remedy in finding.remedy
+    assert "127.0.0.1" in finding.detail
+    assert "hunter2" not in finding.detail
+    assert not collector.spans
+
+
+def test_a_collector_that_is_away_is_named(settings):
+    settings.OTEL_EXPORTER_OTLP_TRACES_ENDPOINT = "http://127.0.0.1:9/v1/traces"
+
+    finding = diagnosis.traces("traces")
+
+    assert (finding.state, "127.0.0.1:9" in finding.detail) == ("failed", True)
+    assert "OTEL_EXPORTER_OTLP_ENDPOINT" in finding.remedy
 
 
 def test_whatever_a_library_raises_the_other_parts_are_looked_at(monkeypatch, capsys):
