@@ -7,6 +7,7 @@ import asyncio
 import functools
 import logging
 import shutil
+import ssl
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -342,7 +343,8 @@ def traces(part: str) -> Finding:
     where = urlsplit(address).netloc.rpartition("@")[2]
     headers = {**settings.OTEL_EXPORTER_OTLP_HEADERS, "Content-Type": "application/x-protobuf"}
     try:
-        answer = httpx.post(address, content=b"", headers=headers, timeout=OUTSIDE_SECONDS)
+        trusted = ssl.create_default_context(cafile=settings.OTEL_EXPORTER_OTLP_CERTIFICATE or None)
+        answer = httpx.post(address, content=b"", headers=headers, timeout=OUTSIDE_SECONDS, verify=trusted)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         remedy = "check OTEL_EXPORTER_OTLP_ENDPOINT and the way there"
         return Finding(part, State.FAILED, f"{where}: {first_line(error)}", remedy)

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import ssl
 from collections.abc import Sequence
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
@@ -199,6 +200,17 @@ def folder(name: str, default: Path) -> Path:
         raise malformed(name, value, "write the path of a folder")
     path = Path(value).expanduser() if value else default
     return path if path.is_absolute() else Path(__file__).resolve().parent.parent / path
+
+
+def authority(name: str) -> str:
+    """A file with the certificates of the authorities that TLS is to trust, or nothing."""
+    value = text(name)
+    if value:
+        try:
+            ssl.create_default_context(cafile=value)
+        except (OSError, ValueError):  # no such file, not ours to read, no certificate
+            raise malformed(name, value, "write the path of a file of certificates in PEM") from None
+    return value
 
 
 def address(name: str, default: str = "", *, schemes: Sequence[str]) -> str:

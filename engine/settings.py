@@ -11,6 +11,7 @@ from engine.dashboard.theme import UNFOLD  # noqa: F401, a setting
 from engine.environment import (
     DEFAULT_PRICES,
     address,
+    authority,
     choice,
     flag,
     folder,
@@ -526,6 +527,9 @@ if OTEL_EXPORTER_OTLP_TRACES_ENDPOINT:
     # gRPC listens elsewhere (4317), and would take no span of ours.
     choice("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf", ["http/protobuf"])
 OTEL_EXPORTER_OTLP_HEADERS = pairs("OTEL_EXPORTER_OTLP_HEADERS")
+OTEL_EXPORTER_OTLP_COMPRESSION = choice("OTEL_EXPORTER_OTLP_COMPRESSION", "none", ["none", "gzip"])
+# Of the authority that signed the collector's certificate, where that is one of your own; in PEM.
+OTEL_EXPORTER_OTLP_CERTIFICATE = authority("OTEL_EXPORTER_OTLP_CERTIFICATE")
 OTEL_SERVICE_NAME = text("OTEL_SERVICE_NAME", "engine")
 OTEL_RESOURCE_ATTRIBUTES = pairs("OTEL_RESOURCE_ATTRIBUTES")
 # Which requests and jobs are traced. `parentbased_`: those whose caller traces them, and of the others as it says.

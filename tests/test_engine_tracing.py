@@ -14,8 +14,12 @@ import pytest
 
 from agents.embeddings.openai import OpenAIEmbedder
 from engine import tracing
+from jobs import bulk
+from jobs.models import Job
+from jobs.services import JobRequest
 from tests.collector import Collector, Seen, collecting
 from tests.embeddings_server import EmbeddingsServer
+from tests.jobs import make_caller, make_job, make_project
 from tests.model_server import ModelServer, call, say
 from tests.processes import ROOT, Instance, Program, copy_home, eventually
 from tests.receivers import Receiver, receiving
@@ -308,13 +312,33 @@ def test_a_collector_that_never_answers_holds_up_neither_work_nor_the_end(sendin
     assert time.monotonic() - started < 5
 
 
-def test_what_is_left_is_sent_when_a_process_ends(sending: Any) -> None:
+@pytest.mark.parametrize("compression", ["none", "gzip"])
+def test_what_is_left_is_sent_when_a_process_ends(sending: Any, settings: Any, compression: str) -> None:
+    settings.OTEL_EXPORTER_OTLP_COMPRESSION = compression
     with collecting() as collector:
         sending(f"{collector.url}/v1/traces")
         spans(700)
         tracing.stop()
 
         assert len(collector.spans) == 700
+        assert {headers.get("content-encoding", "none") for headers in collector.headers} == {compression}
+
+
+@pytest.mark.django_db
+def test_jobs_of_one_request_share_its_span_and_without_traces_have_none(sending: Any) -> None:
+    untraced = make_job()
+    project, requests = make_project(), [JobRequest(task="do it", agent="echo") for _ in range(3)]
+    with collecting() as collector:
+        sending(f"{collector.url}/v1/traces")
+        with tracing.span("work") as work:
+            made = bulk.submit(requests, by=make_caller(project), project=project)
+        tracing.stop()
+
+        (span,) = collector.named("jobs", engine_jobs_count=3)
+        assert f"00-{span.trace_id}-{span.parent_id}-01" == work.traceparent
+        stored = Job.objects.filter(id__in=[one.id for one in made]).values_list("traceparent", flat=True)
+        assert list(stored) == [span.traceparent] * 3
+        assert untraced.traceparent == ""
 
 
 def test_an_exception_marks_its_span_by_its_class_alone(sending: Any) -> None:

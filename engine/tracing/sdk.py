@@ -59,7 +59,8 @@ class Sending:
             endpoint,
             headers=settings.OTEL_EXPORTER_OTLP_HEADERS,
             timeout=SEND_SECONDS,
-            compression=Compression.Gzip,
+            compression=Compression(settings.OTEL_EXPORTER_OTLP_COMPRESSION),
+            certificate_file=settings.OTEL_EXPORTER_OTLP_CERTIFICATE or None,
         )
         self._provider = TracerProvider(
             sampler=_sampler(), resource=_resource(), span_limits=_limits(), shutdown_on_exit=False
