@@ -60,13 +60,20 @@ def in_space(space: str, embedder: Embedder) -> Background:
     return Background(all_tasks, yardstick_size, np.stack([vectors[text_hash(task)] for task in all_tasks]))
 
 
-def _vectors(space: str, embedder: Embedder, all_tasks: list[str]) -> dict[str, Vector]:
+def fill(space: str, embedder: Embedder) -> None:
+    """Embed what background tasks a space lacks, however long the model takes. Raises EmbedderUnavailable."""
+    _vectors(space, embedder, tasks()[0], patient=True)
+
+
+def _vectors(
+    space: str, embedder: Embedder, all_tasks: list[str], *, patient: bool = False
+) -> dict[str, Vector]:
     rows = BackgroundEmbedding.objects.filter(space_id=space).values_list("text_hash", "embedding")
     known: dict[str, Vector] = {key: np.asarray(vector, dtype=np.float32) for key, vector in rows}
     missing = [task for task in all_tasks if text_hash(task) not in known]
     for start in range(0, len(missing), STORED_AT_ONCE):
         some = missing[start : start + STORED_AT_ONCE]
-        made = dict(zip(map(text_hash, some), embedder.embed_documents(some), strict=True))
+        made = dict(zip(map(text_hash, some), embedder.embed_documents(some, patient=patient), strict=True))
         BackgroundEmbedding.objects.bulk_create(
             (BackgroundEmbedding(space_id=space, text_hash=key, embedding=made[key]) for key in made),
             ignore_conflicts=True,  # two processes may fill it at once, with the same vectors

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 
 import numpy as np
@@ -17,6 +19,8 @@ from agents.embeddings import Embedder, EmbedderUnavailable, Progress, Vector
 from agents.errors import SpaceIncomplete
 from agents.models import Agent, AgentEmbedding, AgentTerm, AgentVersion, EmbeddingSpace, Part
 from agents.parts import embedded_parts, lexical_parts
+
+logger = logging.getLogger(__name__)
 
 # A text holds one core; more threads than this would starve the web process that they may run in.
 EMBEDDING_THREADS = 2
@@ -32,12 +36,12 @@ LOCK_SPACES = "SELECT name FROM agents_embeddingspace ORDER BY name FOR UPDATE"
 class Vectors:
     """Vectors of texts in one space, made before the transaction that stores them.
 
-    Without a space there are none: the model is not there, and agents are found by their words alone until
+    Without `by_text` there are none: the model is not there, and agents are found by their words alone until
     `embed_agents` has run.
     """
 
-    space: str | None = None
-    by_text: Mapping[str, Vector] = field(default_factory=dict)  # by the text's hash
+    space: str | None = None  # that was active then; None before the first agent is embedded
+    by_text: Mapping[str, Vector] | None = None  # by the text's hash
 
 
 def active_space() -> EmbeddingSpace | None:
@@ -48,12 +52,14 @@ def active_space() -> EmbeddingSpace | None:
 def prepare(cards: Iterable[Card]) -> Vectors:
     """Embed what texts of these cards have no vector in the active space. Without the model the answer is empty."""
     cards = list(cards)
+    space = active_space()
     try:
-        space = active_space() or _first_space(embeddings.configured())
+        space = space or _first_space(embeddings.configured())
         embedder = embeddings.of_space(space.name)
         return Vectors(space.name, _vectors(cards, space, embedder))
-    except EmbedderUnavailable:
-        return Vectors()
+    except EmbedderUnavailable as error:
+        logger.warning("Agents are registered without vectors: %s", error.detail)
+        return Vectors(space.name if space else None)
 
 
 def index(version: AgentVersion, card: Card, vectors: Vectors) -> None:
@@ -93,14 +99,14 @@ def fill(embedder: Embedder, progress: Progress) -> EmbeddingSpace:
 
     Discovery answers from the active space meanwhile. Raises EmbedderUnavailable.
     """
-    space = _space_of(embedder)
-    background.in_space(space.name, embedder)
+    space = _space_of(embedder, patient=True)
+    background.fill(space.name, embedder)
     left = unembedded(space.name).count()
     done = 0
     progress(done, left)
     while batch := list(unembedded(space.name)[:FILL_BATCH]):
         cards = {version: Card.of(version) for version in batch}
-        vectors = Vectors(space.name, _vectors(cards.values(), space, embedder))
+        vectors = Vectors(space.name, _vectors(cards.values(), space, embedder, patient=True))
         with transaction.atomic():
             for version, card in cards.items():
                 _write_vectors(version, card, vectors)
@@ -124,7 +130,7 @@ def activate(space: str) -> None:
 
 
 def _write_vectors(version: AgentVersion, card: Card, vectors: Vectors) -> None:
-    if vectors.space is None:
+    if vectors.space is None or vectors.by_text is None:
         return
     rows = [
         AgentEmbedding(
@@ -142,7 +148,9 @@ def _write_vectors(version: AgentVersion, card: Card, vectors: Vectors) -> None:
     AgentEmbedding.objects.bulk_create(rows, ignore_conflicts=True)  # two processes may fill one space
 
 
-def _vectors(cards: Iterable[Card], space: EmbeddingSpace, embedder: Embedder) -> dict[str, Vector]:
+def _vectors(
+    cards: Iterable[Card], space: EmbeddingSpace, embedder: Embedder, *, patient: bool = False
+) -> dict[str, Vector]:
     """A vector for each text of the cards: the stored one if any card has said the same before."""
     texts = {part.text_hash: part.text for card in cards for part in embedded_parts(card)}
     stored = AgentEmbedding.objects.in_space(space.name).filter(text_hash__in=list(texts))
@@ -153,7 +161,7 @@ def _vectors(cards: Iterable[Card], space: EmbeddingSpace, embedder: Embedder) -
         .values_list("text_hash", "embedding")
     }
     missing = {key: text for key, text in texts.items() if key not in known}
-    made = dict(zip(missing, _embed_all(embedder, list(missing.values())), strict=True))
+    made = dict(zip(missing, _embed_all(embedder, list(missing.values()), patient=patient), strict=True))
     if any(vector.size != space.dims for vector in made.values()):
         raise EmbedderUnavailable(
             f"The model's vectors no longer have the {space.dims} dimensions of {space.name}"
@@ -161,13 +169,14 @@ def _vectors(cards: Iterable[Card], space: EmbeddingSpace, embedder: Embedder) -
     return known | made
 
 
-def _embed_all(embedder: Embedder, texts: Sequence[str]) -> list[Vector]:
+def _embed_all(embedder: Embedder, texts: Sequence[str], *, patient: bool) -> list[Vector]:
+    embed = partial(embedder.embed_documents, patient=patient)
     share = -(-len(texts) // EMBEDDING_THREADS)
     if share <= 1:
-        return embedder.embed_documents(texts)
+        return embed(texts)
     shares = [texts[start : start + share] for start in range(0, len(texts), share)]
     with ThreadPoolExecutor(len(shares)) as pool:
-        return list(chain.from_iterable(pool.map(embedder.embed_documents, shares)))
+        return list(chain.from_iterable(pool.map(embed, shares)))
 
 
 def _first_space(embedder: Embedder) -> EmbeddingSpace:
@@ -181,10 +190,11 @@ def _first_space(embedder: Embedder) -> EmbeddingSpace:
     return active_space() or space
 
 
-def _space_of(embedder: Embedder) -> EmbeddingSpace:
+def _space_of(embedder: Embedder, *, patient: bool = False) -> EmbeddingSpace:
     """The embedder's space, made at its first use: only a vector tells how many dimensions it has."""
     space = EmbeddingSpace.objects.filter(name=embedder.space).first()
     if space is None:
-        dims = embedder.embed_query("How many dimensions does this have?").size
+        (vector,) = embedder.embed_documents(["How many dimensions does this have?"], patient=patient)
+        dims = vector.size
         space, _ = EmbeddingSpace.objects.get_or_create(name=embedder.space, defaults={"dims": dims})
     return space

@@ -57,7 +57,7 @@ class WordEmbedder:
         self.asked: list[str] = []
         self.is_down = False
 
-    def embed_documents(self, texts: Sequence[str]) -> list[Vector]:
+    def embed_documents(self, texts: Sequence[str], *, patient: bool = False) -> list[Vector]:
         return [self.embed_query(text) for text in texts]
 
     def embed_query(self, text: str) -> Vector:

