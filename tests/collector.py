@@ -1,13 +1,20 @@
 """A collector of traces: a real OTLP server over HTTP that keeps the spans it is sent."""
 
 import gzip
+import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from ipaddress import IPv4Address
+from pathlib import Path
 from typing import Any
 
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from tests.processes import eventually
@@ -97,9 +104,29 @@ def _spans(body: bytes) -> Iterator[Seen]:
                 )
 
 
+def make_certificate(folder: Path) -> Path:
+    """One for 127.0.0.1 that signs itself, with its key."""
+    key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([])
+    now = datetime.now(UTC)
+    address = x509.IPAddress(IPv4Address("127.0.0.1"))
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([address]), critical=True)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    secret = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    made = folder / "certificate.pem"
+    made.write_bytes(secret + certificate.public_bytes(pem))
+    return made
+
+
 @contextmanager
-def collecting() -> Iterator[Collector]:
-    """A collector on a free port; `may_answer.clear()` lets its callers wait."""
+def collecting(certificate: Path | None = None) -> Iterator[Collector]:
+    """A collector on a free port; `may_answer.clear()` lets its callers wait. With a certificate it speaks TLS."""
     collector = Collector()
     collector.may_answer.set()
 
@@ -127,9 +154,13 @@ def collecting() -> Iterator[Collector]:
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
+    if certificate is not None:
+        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        tls.load_cert_chain(certificate)
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
-    collector.url = f"http://127.0.0.1:{server.server_port}"
+    collector.url = f"{'https' if certificate else 'http'}://127.0.0.1:{server.server_port}"
     try:
         yield collector
     finally:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import ssl
 import subprocess
 import sys
 import time
@@ -13,11 +14,11 @@ from typing import Any
 import pytest
 
 from agents.embeddings.openai import OpenAIEmbedder
-from engine import tracing
+from engine import diagnosis, tracing
 from jobs import bulk
 from jobs.models import Job
 from jobs.services import JobRequest
-from tests.collector import Collector, Seen, collecting
+from tests.collector import Collector, Seen, collecting, make_certificate
 from tests.embeddings_server import EmbeddingsServer
 from tests.jobs import make_caller, make_job, make_project
 from tests.model_server import ModelServer, call, say
@@ -322,6 +323,21 @@ def test_what_is_left_is_sent_when_a_process_ends(sending: Any, settings: Any, c
 
         assert len(collector.spans) == 700
         assert {headers.get("content-encoding", "none") for headers in collector.headers} == {compression}
+
+
+def test_an_authority_of_ones_own_is_trusted_whatever_the_environment_names(
+    sending: Any, settings: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", ssl.get_default_verify_paths().cafile or "/etc/ssl/cert.pem")
+    certificate = make_certificate(tmp_path)
+    settings.OTEL_EXPORTER_OTLP_CERTIFICATE = str(certificate)
+    with collecting(certificate) as collector:
+        sending(f"{collector.url}/v1/traces")
+        spans(1)
+        tracing.stop()
+
+        assert len(collector.spans) == 1
+        assert diagnosis.traces("traces").ok
 
 
 @pytest.mark.django_db
