@@ -50,9 +50,10 @@ def test_a_server_that_hangs_delays_no_probe_and_is_named_without_its_address(
 ):
     monkeypatch.setattr(readiness, "SLOW_SECONDS", 0.3)
     monkeypatch.setattr(diagnosis, "OUTSIDE_SECONDS", 30.0)
+    client.get(READY)  # loads what is loaded once
+    readiness.forget()
     with silent_server() as port:
         settings.OPENAI_BASE_URL = f"http://user:hunter2@127.0.0.1:{port}/v1"
-        client.get(READY)  # loads what is loaded once
         begun = time.monotonic()
         answers = [client.get(READY) for _ in range(5)]
         took = time.monotonic() - begun
@@ -60,7 +61,7 @@ def test_a_server_that_hangs_delays_no_probe_and_is_named_without_its_address(
         answer = client.get(READY)
 
     assert {answer.status_code for answer in answers} == {200}
-    assert took < 5  # and not 30 s
+    assert took < 20  # and not 30 s
     assert answer.json()["degraded"] is True
     found = answer.json()["parts"]["model_api"]
     assert (found["ok"], found["degraded"]) == (True, True)
@@ -145,10 +146,13 @@ def test_a_database_that_hangs_keeps_no_probe_waiting(monkeypatch: pytest.Monkey
         sent.append(message)
 
     scope = {"type": "http", "method": "GET", "path": "/health/ready", "http_version": "1.1", "headers": []}
+    begun = time.monotonic()
     asyncio.run(asgi.application(scope, receive, send))
+    took = time.monotonic() - begun
     let_go.set()
 
     assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
+    assert took < 20  # and not a minute
     assert sent[0]["status"] == 503
     parts = json.loads(sent[1]["body"])["parts"]
     assert (parts["database"]["ok"], parts["database"]["state"]) == (False, "failed")
