@@ -75,7 +75,7 @@ if DEBUG and not LOOPBACK:
         "DEBUG=1 shows secrets to visitors, and ENGINE_HOST lets them in: unset DEBUG, or set ENGINE_HOST=127.0.0.1."
     )
 SECRET_KEY = text("SECRET_KEY")
-if PRODUCTION and len(SECRET_KEY) < 50:
+if PRODUCTION and (len(SECRET_KEY) < 50 or SECRET_KEY.startswith("django-insecure-")):
     raise ImproperlyConfigured(
         "SECRET_KEY must be set where ENGINE_ENV=production, the same in every process and at least 50 "
         "characters long: python3 -c 'import secrets; print(secrets.token_urlsafe(50))' makes one."

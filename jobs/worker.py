@@ -611,7 +611,7 @@ class Incarnation:
         """Look again, now and then, whether a sandbox can be had; until then no job is taken and no attempt used."""
         while True:
             if not self.health.ok:
-                log.error("No jobs are taken: %s %s", self.health.detail, self.health.remedy)
+                log.error("No jobs are taken: %s. To fix it: %s", self.health.detail, self.health.remedy)
                 await asyncio.sleep(PROBE_SECONDS)
                 self.health = await self.provider.start()
                 self._beat_now.set()

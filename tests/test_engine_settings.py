@@ -120,6 +120,7 @@ def test_traces_are_off_unless_a_collector_is_named(tmp_path):
     [
         ({"SECRET_KEY": ""}, "SECRET_KEY"),
         ({"SECRET_KEY": "short"}, "SECRET_KEY"),
+        ({"SECRET_KEY": "django-insecure-" + "k" * 50}, "SECRET_KEY"),
         ({"SECRET_KEY_FALLBACKS": "f" * 50 + ",short"}, "SECRET_KEY_FALLBACKS"),
         ({"ALLOWED_HOSTS": " , "}, "ALLOWED_HOSTS"),
         ({"ALLOWED_HOSTS": "engine.example,*"}, "ALLOWED_HOSTS"),
