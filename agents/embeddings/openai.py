@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import re
 import threading
 import time
@@ -75,29 +76,34 @@ class OpenAIEmbedder:
         return [vector for batch in _batches(texts) for vector in self._batch(batch, patient=patient)]
 
     def _batch(self, texts: Sequence[str], *, patient: bool) -> list[Vector]:
+        client = self._client  # before the clock runs: its import is not the server's time
         if patient:
             return _within(
                 PATIENT_DEADLINE_SECONDS,
-                lambda: self._embed(texts, timeout=PATIENT_TIMEOUT_SECONDS, retries=PATIENT_RETRIES),
+                lambda: self._embed(client, texts, timeout=PATIENT_TIMEOUT_SECONDS, retries=PATIENT_RETRIES),
             )
         with self._documents:
             return _within(
                 DOCUMENTS_TIMEOUT_SECONDS,
-                lambda: self._embed(texts, timeout=DOCUMENTS_TIMEOUT_SECONDS, retries=DOCUMENTS_RETRIES),
+                lambda: self._embed(
+                    client, texts, timeout=DOCUMENTS_TIMEOUT_SECONDS, retries=DOCUMENTS_RETRIES
+                ),
             )
 
     def embed_query(self, text: str) -> Vector:
         """The vector of a task within 2 s. Raises EmbedderUnavailable, at once while the server is failing."""
+        client = self._client
         with self._queries:
             (vector,) = _within(
-                QUERY_TIMEOUT_SECONDS, lambda: self._embed([text], timeout=QUERY_TIMEOUT_SECONDS, retries=0)
+                QUERY_TIMEOUT_SECONDS,
+                lambda: self._embed(client, [text], timeout=QUERY_TIMEOUT_SECONDS, retries=0),
             )
         return vector
 
-    def _embed(self, texts: Sequence[str], *, timeout: float, retries: int) -> list[Vector]:
+    def _embed(self, client: OpenAI, texts: Sequence[str], *, timeout: float, retries: int) -> list[Vector]:
         from openai import APIConnectionError, APIStatusError, APITimeoutError, OpenAIError, omit
 
-        client = self._client.with_options(timeout=timeout, max_retries=retries)
+        client = client.with_options(timeout=timeout, max_retries=retries)
         try:
             with self._span():
                 answer = client.embeddings.create(
@@ -168,7 +174,10 @@ def _within(seconds: float, ask: Callable[[], list[Vector]]) -> list[Vector]:
         except BaseException as error:  # whatever it is belongs to the thread that waits
             done.put(error)
 
-    threading.Thread(target=run, name="embeddings", daemon=True).start()
+    in_context = (
+        contextvars.copy_context().run
+    )  # what is logged in the thread and its span belong to the request
+    threading.Thread(target=in_context, args=(run,), name="embeddings", daemon=True).start()
     try:
         answer = done.get(timeout=seconds)
     except Empty as error:
