@@ -28,7 +28,7 @@ WORDS_WEIGHT = 0.5
 # A rare word stands out of a large registry by tens of deviations; meaning never by more than about 8.
 WORDS_MAX_DEVIATIONS = 8.0
 # Of a project's own agent and a shared one that fit about as well, the own one is meant: it was registered for them.
-OWN_BONUS = 0.3
+OWN_BONUS = 0.5
 # The spread of cosines in ordinary registries is .06 to .1; in one of two agents it may be nothing.
 LEAST_SPREAD = 0.05
 
