@@ -16,6 +16,7 @@ from pathlib import Path
 
 from drills.guard import Guard
 from drills.guards_api import API_GUARDS
+from drills.guards_operations import OPERATIONS_GUARDS
 from engine.embedded import EmbeddedServer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -87,8 +88,8 @@ GUARDS = [
     Guard(
         "claims lock a project that has a limit",
         "jobs/claiming.py",
-        "         ORDER BY id FOR NO KEY UPDATE",
-        "         ORDER BY id",
+        "ORDER BY project.id FOR NO KEY UPDATE OF project",
+        "ORDER BY project.id",
         f"{QUEUE}::test_max_running_holds_over_all_claimers",
     ),
     Guard(
@@ -265,10 +266,12 @@ GUARDS = [
     ),
 ]
 
+ALL_GUARDS = [*GUARDS, *API_GUARDS, *OPERATIONS_GUARDS]
+
 
 def main(arguments: Sequence[str]) -> int:
     """Try all guards, or those whose name holds the first argument."""
-    chosen = [guard for guard in [*GUARDS, *API_GUARDS] if not arguments or arguments[0] in guard.name]
+    chosen = [guard for guard in ALL_GUARDS if not arguments or arguments[0] in guard.name]
     with tempfile.TemporaryDirectory(prefix="guards-") as folder:
         tree = Path(folder) / "tree"
         shutil.copytree(ROOT, tree, ignore=LEFT_OUT, symlinks=True)

@@ -49,9 +49,7 @@ def launch(*, sample: bool, end_with_parent: bool) -> None:
         listener = take_port()
         note(str(settings.PORT))
     access = prepared()
-    supervisor = Supervisor(
-        children(listener, run), grace_seconds=settings.ENGINE_DRAIN_SECONDS + 10, say=say
-    )
+    supervisor = Supervisor(children(listener, run), grace_seconds=settings.ENGINE_DRAIN_SECONDS + 10)
     supervisor.catch_signals()
     try:
         with step("Web process and worker"):

@@ -96,13 +96,12 @@ def is_json() -> bool:
     return bool(settings.LOG_FORMAT == "json")
 
 
-def tell(text: str, **fields: object) -> None:
+def tell(text: str, *, level: int = logging.INFO) -> None:
     """Say how a program fares: a line on the terminal, or among the objects where lines are those."""
     if not is_json():
         print(text, flush=True, file=sys.stdout)
     elif text.strip():
-        with log_fields(**fields):
-            told.info("%s", text.strip())
+        told.log(level, "%s", text.strip())
 
 
 told = logging.getLogger("engine")

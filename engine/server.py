@@ -174,6 +174,13 @@ class Request(WebRequest):
         self.backpressure.stopProducing()
         super().connectionLost(reason)
 
+    def handle_exception(self, exception: BaseException) -> None:
+        """The application failed. An answer that has begun breaks off: its client must not wait for the rest."""
+        if self._response_started:
+            self.transport.abortConnection()
+        else:
+            super().handle_exception(exception)
+
     def basic_error(self, status: int, status_text: bytes, body: str) -> None:
         """Daphne's own refusals, as problem documents."""
         error: EngineError = (

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import logging
 import os
 import signal
 import subprocess
@@ -68,6 +69,11 @@ class Child:
                 yield file
 
 
+def warn(text: str) -> None:
+    """Tell of what should not have happened."""
+    tell(text, level=logging.WARNING)
+
+
 class Supervisor:
     """Starts children, restarts those that die, stops all of them on SIGTERM or SIGINT."""
 
@@ -76,7 +82,7 @@ class Supervisor:
         children: Sequence[Child],
         *,
         grace_seconds: float,
-        say: Callable[[str], None] = tell,
+        say: Callable[[str], None] = warn,
     ) -> None:
         self.children = list(children)
         self.grace_seconds = grace_seconds

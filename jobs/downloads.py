@@ -78,10 +78,12 @@ class Blocks(Iterator[bytes]):
         self.left = length
 
     def __next__(self) -> bytes:
-        """The next block."""
+        """The next block. Raises StorageFailed where the file ends early: the client was promised all of it."""
+        if not self.left:
+            raise StopIteration
         block = self.file.read(min(self.left, BLOCK_BYTES))
         if not block:
-            raise StopIteration
+            raise storage.StorageFailed(f"A stored file ended {self.left} bytes early")
         self.left -= len(block)
         return block
 

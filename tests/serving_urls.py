@@ -79,6 +79,16 @@ def stream(request: HttpRequest) -> StreamingHttpResponse:
     return StreamingHttpResponse(lines())
 
 
+def broken(request: HttpRequest) -> StreamingHttpResponse:
+    """A stream whose source fails half-way, with more announced than was sent."""
+
+    def parts() -> Iterator[bytes]:
+        yield b"half of it"
+        raise OSError("The source is gone")
+
+    return StreamingHttpResponse(parts(), headers={"Content-Length": "20"})
+
+
 def download(request: HttpRequest) -> FileResponse:
     return FileResponse(Path(request.GET["file"]).open("rb"))
 
@@ -101,6 +111,7 @@ urlpatterns = [
     path("upload", upload),
     path("wait", wait),
     path("stream", stream),
+    path("broken", broken),
     path("download", download),
     path("backend", backend),
     path("api/fault", fault),

@@ -235,6 +235,13 @@ def test_files_over_their_limit_are_refused(client, tmp_path):
 # --- out ---
 
 
+def test_a_stream_that_fails_breaks_off_so_that_its_client_does_not_wait_for_the_rest(client):
+    with pytest.raises(httpx.TransportError) as broken:
+        client.get("/broken", timeout=20)
+
+    assert not isinstance(broken.value, httpx.TimeoutException)
+
+
 def test_a_stream_is_sent_as_it_is_made(client, tmp_path):
     gate = tmp_path / "gate"
 
