@@ -107,7 +107,9 @@ class Birth:
             }
         return {
             "code": self.reason,
-            "message": "No registered agent fits this task.",
+            "message": "Agents fit this task weakly, and the project rejects that."
+            if self.reason == "weak_match"
+            else "No registered agent fits this task.",
             "remedy": (
                 f"The nearest are: {', '.join(nearest)}. Name one with `agent`, or register an agent for it."
             )
