@@ -64,7 +64,8 @@ class Collector:
 
     def one(self, name: str, **attributes: Any) -> Seen:
         """The one span of this name, once it has come."""
-        found = eventually(lambda: self.named(name, **attributes), what=f"the span {name} {attributes}")
+        what = f"the span {name} {attributes}"
+        found = eventually(lambda: self.named(name, **attributes), seconds=60, what=what)
         assert len(found) == 1, found
         return found[0]
 

@@ -34,7 +34,7 @@ SEND_EVERY_SECONDS = 1.0
 SEND_SECONDS = 10.0
 FLUSH_SECONDS = 2.0
 MOST_CHARACTERS = 256
-# Without gaps in W3C's words: version 00 has 55 characters, and what is much longer is no later version either.
+# Version 00 has 55 characters. Later ones may have more, but what is much longer is none.
 MOST_TRACEPARENT = 128
 
 KINDS: Final[dict[Kind, trace.SpanKind]] = {
