@@ -51,6 +51,7 @@ PAGES = [
     "/admin/jobs/question/",
     "/admin/jobs/webhookendpoint/",
     "/admin/jobs/worker/",
+    "/admin/system/",
     "/admin/agents/agent/",
     "/admin/agents/agent/new/",
     "/admin/agents/agent/discover/",

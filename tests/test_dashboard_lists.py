@@ -90,7 +90,12 @@ def test_no_page_reads_more_of_a_big_table_than_it_shows(
         f"{LIST}{job.id}/",
         "/admin/jobs/question/",
     ]
-    addresses += ["/admin/jobs/question/?answered", "/admin/jobs/worker/", "/admin/agents/agent/"]
+    addresses += [
+        "/admin/jobs/question/?answered",
+        "/admin/jobs/worker/",
+        "/admin/system/",
+        "/admin/agents/agent/",
+    ]
 
     read = {address: most_read(browser, address) for address in addresses}
 

@@ -239,6 +239,7 @@ PAGES = {
     "/admin/jobs/job/": EVERYBODY,
     "/admin/jobs/question/": EVERYBODY,
     "/admin/jobs/worker/": EVERYBODY,
+    "/admin/system/": EVERYBODY,
     "/admin/agents/agent/": EVERYBODY,
     "/admin/agents/agent/discover/": EVERYBODY,
     "/admin/agents/agent/discover/?task=x": EVERYBODY,
