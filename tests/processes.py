@@ -32,6 +32,35 @@ def eventually(ask: Callable[[], T], *, seconds: float = 20.0, what: str = "") -
     return answer
 
 
+def read_process(pid: int, name: str) -> str:
+    """A file of /proc/PID; empty when the process is gone, which it may be at any moment."""
+    try:
+        return Path(f"/proc/{pid}/{name}").read_text(errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+def is_running(pid: int) -> bool:
+    """Whether the process is there and not a zombie, which only waits for its parent to notice."""
+    stat = read_process(pid, "stat").rpartition(")")[2].split()
+    return bool(stat) and stat[0] != "Z"
+
+
+def name_of(pid: int) -> str:
+    return read_process(pid, "comm").strip()
+
+
+def children_of(pid: int) -> list[int]:
+    """What its first thread has started."""
+    return [int(child) for child in read_process(pid, f"task/{pid}/children").split()]
+
+
+def processes_named(token: str) -> list[int]:
+    """Processes of this machine with `token` on their command line."""
+    everybody = (int(folder.name) for folder in Path("/proc").glob("[0-9]*"))
+    return [pid for pid in everybody if token in read_process(pid, "cmdline")]
+
+
 class Program:
     """One running `manage.py` command; its output goes to a file, so that no pipe can fill up."""
 

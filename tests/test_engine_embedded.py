@@ -18,7 +18,7 @@ import pytest
 
 from engine import embedded
 from engine.embedded import SOCKET, EmbeddedServer, EmbeddedServerFailed
-from tests.processes import ROOT, eventually
+from tests.processes import ROOT, eventually, is_running
 
 AS_ROOT = os.geteuid() == 0
 needs_root = pytest.mark.skipif(not AS_ROOT, reason="only root can become another user")
@@ -62,14 +62,6 @@ def setting(server: EmbeddedServer, name: str) -> object:
 
 def postmaster(home: Path) -> int:
     return int((home / "postgres" / "postmaster.pid").read_text().splitlines()[0])
-
-
-def is_running(pid: int) -> bool:
-    """Whether the process is there and not a zombie, which only waits for its parent to notice."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 def start_user(home: Path) -> "subprocess.Popen[str]":

@@ -20,7 +20,7 @@ from websockets.sync.client import ClientConnection
 from websockets.sync.client import connect as open_websocket
 
 from engine.embedded import DATABASE, USER, EmbeddedServer
-from tests.processes import Instance, Program, copy_home, eventually
+from tests.processes import Instance, Program, children_of, copy_home, eventually, is_running
 
 MEGABYTE = 1024 * 1024
 LIMITS = {"ENGINE_MAX_BODY_BYTES": str(MEGABYTE), "ENGINE_MAX_UPLOAD_BYTES": str(200 * MEGABYTE)}
@@ -562,15 +562,8 @@ def test_a_second_signal_does_not_wait(make_site, tmp_path):
 
 def pair_of_children(parent: Program) -> set[int]:
     """The pids of its two children; empty while there is another number of them."""
-    children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()
-    return {int(child) for child in children} if len(children) == 2 else set()
-
-
-def is_gone(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except FileNotFoundError:
-        return True
+    children = set(children_of(parent.pid))
+    return children if len(children) == 2 else set()
 
 
 def test_several_processes_share_the_port_and_one_that_dies_is_replaced(make_site):
@@ -585,7 +578,7 @@ def test_several_processes_share_the_port_and_one_that_dies_is_replaced(make_sit
     with site.client() as client:
         assert client.get("/echo").status_code == 200
     assert parent.stop() == 0
-    assert all(is_gone(pid) for pid in first)
+    assert not any(is_running(pid) for pid in first)
 
 
 def test_no_process_outlives_a_parent_that_was_killed(make_site):
@@ -595,7 +588,7 @@ def test_no_process_outlives_a_parent_that_was_killed(make_site):
 
     parent.kill()
 
-    eventually(lambda: all(is_gone(pid) for pid in children))
+    eventually(lambda: not any(is_running(pid) for pid in children))
 
 
 def test_a_port_that_is_taken_is_named_with_the_way_out(site, make_instance):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import Instance, Program, eventually
+from tests.processes import Instance, Program, eventually, read_process
 
 READY = "Ctrl.C stops it"
 START_SECONDS = 180.0  # registering the catalog embeds it
@@ -54,7 +54,7 @@ def processes_of(instance: Instance) -> list[int]:
 
 def child(instance: Instance, command: str) -> int:
     for pid in processes_of(instance):
-        if command.encode() in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
+        if command in read_process(pid, "cmdline").split("\0"):
             return pid
     return 0
 

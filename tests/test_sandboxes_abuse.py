@@ -12,7 +12,7 @@ import pytest
 
 from jobs.sandboxes.base import Ended, EndReason, Record, Sandbox, SandboxFileError, Stdout
 from jobs.sandboxes.local import LocalProvider
-from tests.processes import eventually
+from tests.processes import children_of, eventually, name_of, processes_named
 from tests.sandboxes import Run, Sandboxes, collect, local_provider, needs_bubblewrap, read, spec
 
 pytestmark = needs_bubblewrap
@@ -58,18 +58,6 @@ def results(run: Run) -> dict[str, str]:
     answers = json.loads(run.stdout)
     assert isinstance(answers, dict)
     return answers
-
-
-def processes_named(token: str) -> list[int]:
-    """Processes of this machine with `token` on their command line."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            if token.encode() in (folder / "cmdline").read_bytes():
-                found.append(int(folder.name))
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-    return found
 
 
 # --- eating the machine ---
@@ -635,9 +623,7 @@ def test_no_program_is_left_on_the_host(sandboxes: Sandboxes) -> None:
     assert provider.host.supervisor.process is not None
     launcher = provider.host.supervisor.process.pid
 
-    children = Path(f"/proc/{launcher}/task/{launcher}/children")
-
     def names() -> list[str]:
-        return [Path(f"/proc/{pid}/comm").read_text().strip() for pid in children.read_text().split()]
+        return [name_of(pid) for pid in children_of(launcher)]
 
     eventually(lambda: "bwrap" not in names(), what="every sandbox of this module has ended")

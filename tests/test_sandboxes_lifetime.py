@@ -16,9 +16,16 @@ import packaging
 import pytest
 
 from jobs.sandboxes import limits, local, runtime
-from tests.processes import ROOT, eventually
+from tests.processes import (
+    ROOT,
+    children_of,
+    eventually,
+    is_running,
+    name_of,
+    processes_named,
+    read_process,
+)
 from tests.sandboxes import LOCK, Sandboxes, built_runtime, local_provider, needs_bubblewrap
-from tests.test_sandboxes_abuse import processes_named
 
 pytestmark = needs_bubblewrap
 
@@ -77,13 +84,6 @@ def start_worker(tmp_path: Path) -> Iterator[Callable[..., Worker]]:
         worker.stop()
     for worker in started:
         eventually(lambda: not worker.programs() and not is_running(worker.launcher))  # noqa: B023  (called at once)
-
-
-def is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
 
 
 def link_or_copy(source: str, target: str) -> None:
@@ -208,19 +208,10 @@ def processes_of(worker: Worker) -> list[int]:
     return [outer, inner]
 
 
-def children_of(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
 def launchers_of_ours() -> set[int]:
-    """Launchers that this process has started; other tests may run beside it."""
-    threads = Path("/proc/self/task").iterdir()  # each thread has children of its own
-    ours = {int(child) for thread in threads for child in (thread / "children").read_text().split()}
-    return set(processes_named("jobs.sandboxes.launcher")) & ours
-
-
-def name_of(pid: int) -> str:
-    return Path(f"/proc/{pid}/comm").read_text().strip()
+    """Launchers that this process has started, in any thread; other tests may run beside it."""
+    named = processes_named("jobs.sandboxes.launcher")
+    return {pid for pid in named if f"\nPPid:\t{os.getpid()}\n" in read_process(pid, "status")}
 
 
 def test_the_child_forked_ahead_may_die(tmp_path: Path) -> None:
@@ -230,7 +221,9 @@ def test_the_child_forked_ahead_may_die(tmp_path: Path) -> None:
     assert provider.host is not None
     launcher = launcher_of(f"::{provider.host.ready.run}:")
     try:
-        (spare,) = eventually(lambda: [pid for pid in children_of(launcher) if name_of(pid) != "bwrap"])
+        (spare,) = eventually(
+            lambda: [pid for pid in children_of(launcher) if name_of(pid) not in ("", "bwrap")]
+        )
         os.kill(spare, signal.SIGKILL)
         eventually(lambda: not is_running(spare))
 
@@ -353,4 +346,4 @@ def test_an_ordinary_user_has_sandboxes_too() -> None:
             worker.kill()
             worker.wait()
             worker.stdout.close()
-        eventually(lambda: not processes_named("sleep 1618.0"))
+        eventually(lambda: not processes_named("1618.0"))
