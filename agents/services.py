@@ -200,14 +200,24 @@ def export(by: Caller) -> list[dict[str, Any]]:
 
 
 def _parse_all(cards: Sequence[Any]) -> list[Card]:
-    checked, faults = [], []
-    for index, card in enumerate(cards):
+    checked: list[Card] = []
+    faults: list[FieldError] = []
+    first: dict[str, tuple[int, Card]] = {}  # by slug
+    for index, given in enumerate(cards):
         try:
-            checked.append(Card.parse(card))
+            card = Card.parse(given)
         except InvalidCard as error:
             faults += [
                 FieldError(pointer=f"/{index}{one['pointer']}", detail=one["detail"]) for one in error.errors
             ]
+            continue
+        place, other = first.setdefault(card.slug, (index, card))
+        # Each would become a version of its own, and again with every repetition.
+        if other.content_hash() != card.content_hash():
+            faults.append(
+                FieldError(pointer=f"/{index}/slug", detail=f"Another card with this slug is at /{place}")
+            )
+        checked.append(card)
     if faults:
         raise InvalidCard(errors=faults[:MAX_FAULTS])
     return checked

@@ -202,6 +202,18 @@ def test_what_is_exported_can_be_imported_elsewhere() -> None:
     assert [card["slug"] for card in exported] == ["a", "b"]
 
 
+def test_two_cards_of_one_slug_in_many_are_refused_unless_they_say_the_same() -> None:
+    by = member()
+    with pytest.raises(InvalidCard) as refused:
+        register_all(
+            by, [make_card("one"), make_card("other"), make_card("one", description="Says otherwise")]
+        )
+
+    assert refused.value.errors == [{"pointer": "/2/slug", "detail": "Another card with this slug is at /0"}]
+    assert not Agent.objects.filter(project=by.project).exists()
+    assert [one.number for one in register_all(by, [make_card("one"), make_card("one")])] == [1, 1]
+
+
 def test_one_bad_card_in_many_registers_none_and_is_named_by_its_index() -> None:
     by = member()
 
