@@ -75,8 +75,8 @@ def _vectors(
     while some := [task for task in missing if text_hash(task) not in known][:STORED_AT_ONCE]:
         made = dict(zip(map(text_hash, some), embedder.embed_documents(some, patient=patient), strict=True))
         BackgroundEmbedding.objects.bulk_create(
-            (BackgroundEmbedding(space_id=space, text_hash=key, embedding=made[key]) for key in made),
-            ignore_conflicts=True,  # two processes may fill it at once, with the same vectors
+            (BackgroundEmbedding(space_id=space, text_hash=key, embedding=made[key]) for key in sorted(made)),
+            ignore_conflicts=True,  # two processes may fill it at once, with the same vectors; one order: no deadlock
         )
         known |= made | _stored(space)
     return known

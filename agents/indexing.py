@@ -13,6 +13,7 @@ from itertools import chain
 import numpy as np
 from django.db import IntegrityError, connection, transaction
 from django.db.models import Exists, F, OuterRef, QuerySet
+from django.db.models.functions import Collate
 
 from agents import background, embeddings, queries
 from agents.cards import Card
@@ -111,8 +112,12 @@ def fill(embedder: Embedder, progress: Progress) -> EmbeddingSpace:
         with transaction.atomic():
             for version, card in cards.items():
                 _write_vectors(version, card, vectors)
-            # Draws new revisions, so that calibrations notice that these agents have moved.
-            Agent.objects.filter(current_version__in=batch).update(revision=0)
+            # Draws new revisions, so that calibrations notice that these agents have moved. Locked in the order that
+            # registrations take: each would wait for the other's agents for ever.
+            moved = Agent.objects.filter(current_version__in=batch).order_by(Collate("slug", "C"), "id")
+            Agent.objects.filter(id__in=[agent.id for agent in moved.select_for_update(no_key=True)]).update(
+                revision=0
+            )
         done += len(batch)
         progress(done, max(left, done))
     return space

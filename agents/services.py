@@ -52,15 +52,17 @@ def put_many(by: Caller, cards: Sequence[Any], progress: Progress) -> list[Agent
     Raises as `register` does.
     """
     checked = _parse_all(cards)
-    versions: list[AgentVersion] = []
-    progress(0, len(checked))
-    for start in range(0, len(checked), BULK_BATCH):
-        batch = checked[start : start + BULK_BATCH]
+    # In one order, whatever they came in: two registrations at once would wait for each other's agents for ever.
+    different = [card for _, card in sorted({card.slug: card for card in checked}.items())]
+    versions: dict[str, AgentVersion] = {}
+    progress(0, len(different))
+    for start in range(0, len(different), BULK_BATCH):
+        batch = different[start : start + BULK_BATCH]
         vectors = indexing.prepare(batch)
         with transaction.atomic():
-            versions += [_store(by, card, vectors)[0] for card in batch]
-        progress(len(versions), len(checked))
-    return versions
+            versions |= {card.slug: _store(by, card, vectors)[0] for card in batch}
+        progress(len(versions), len(different))
+    return [versions[card.slug] for card in checked]
 
 
 def resolve(by: Caller, ref: str) -> AgentVersion:

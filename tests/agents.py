@@ -2,11 +2,14 @@
 
 import hashlib
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, LiteralString
 
 import numpy as np
+import psycopg
 import pytest
+from django.db import connection
 
 from agents import embeddings, services
 from agents.embeddings import EmbedderUnavailable, Vector
@@ -15,7 +18,9 @@ from agents.models import AgentVersion
 from apikeys.callers import Caller
 from apikeys.models import Project
 from apikeys.scopes import Scope
+from engine.database import direct_dsn
 from tests.factories import make_project
+from tests.processes import eventually
 
 MAIN = "def main(task, inputs):\n    return {}\n"
 
@@ -45,6 +50,30 @@ def staff() -> Caller:
 def register_all(by: Caller, cards: Sequence[dict[str, Any]]) -> list[AgentVersion]:
     """Register several cards."""
     return services.put_many(by, cards, lambda done, of: None)
+
+
+def meet_at(lock: LiteralString, parameters: Sequence[Any], works: Sequence[Callable[[], Any]]) -> list[Any]:
+    """What several works return that begin while `lock` is held, and go on once all of them wait for a lock.
+
+    Whoever takes locks in another order than the others is in a deadlock then.
+    """
+
+    def alone(work: Callable[[], Any]) -> Any:
+        try:
+            return work()
+        finally:
+            connection.close()
+
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    with psycopg.connect(direct_dsn()) as holder, psycopg.connect(direct_dsn(), autocommit=True) as watcher:
+        holder.execute(lock, parameters)
+        with ThreadPoolExecutor(len(works)) as pool:
+            begun = [pool.submit(alone, work) for work in works]
+            try:
+                eventually(lambda: watcher.execute(waiting).fetchone() == (len(works),), what="all wait")
+            finally:
+                holder.rollback()
+            return [one.result() for one in begun]
 
 
 class WordEmbedder:

@@ -8,7 +8,17 @@ from django.db import IntegrityError, connection, transaction
 from agents import services
 from agents.errors import AgentArchived, AgentIsShared, AgentNotFound, InvalidCard
 from agents.models import Agent, AgentEmbedding, AgentTerm, AgentVersion, find_version
-from tests.agents import MAIN, WordEmbedder, make_card, make_noop, member, register_all, staff, words
+from tests.agents import (
+    MAIN,
+    WordEmbedder,
+    make_card,
+    make_noop,
+    meet_at,
+    member,
+    register_all,
+    staff,
+    words,
+)
 from tests.factories import make_project
 
 __all__ = ["words"]
@@ -212,6 +222,25 @@ def test_two_cards_of_one_slug_in_many_are_refused_unless_they_say_the_same() ->
     assert refused.value.errors == [{"pointer": "/2/slug", "detail": "Another card with this slug is at /0"}]
     assert not Agent.objects.filter(project=by.project).exists()
     assert [one.number for one in register_all(by, [make_card("one"), make_card("one")])] == [1, 1]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_two_registrations_of_the_same_agents_in_other_orders_do_not_block_each_other() -> None:
+    by = member()
+    slugs = ["a", "b", "c"]
+    register_all(by, [make_card(slug) for slug in slugs])
+
+    def register(order: list[str], says: str) -> list[AgentVersion]:
+        return register_all(by, [make_card(slug, description=says) for slug in order])
+
+    found = meet_at(
+        "SELECT 1 FROM agents_agent WHERE slug = 'b' FOR UPDATE",
+        [],
+        [lambda: register(slugs, "One"), lambda: register(slugs[::-1], "Other")],
+    )
+
+    assert [[one.agent.slug for one in versions] for versions in found] == [slugs, slugs[::-1]]
+    assert sorted([versions[0].number for versions in found]) == [2, 3]
 
 
 def test_one_bad_card_in_many_registers_none_and_is_named_by_its_index() -> None:

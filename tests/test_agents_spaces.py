@@ -1,5 +1,6 @@
 """Embedding spaces: filled beside each other, flipped when full, never mixed."""
 
+import random
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -7,12 +8,13 @@ import numpy as np
 import pytest
 from django.db import IntegrityError, connection, transaction
 
-from agents import discovery, embeddings, indexing, services
+from agents import background, discovery, embeddings, indexing, services
 from agents.embeddings import EmbedderUnavailable
 from agents.errors import SpaceIncomplete
-from agents.models import AgentEmbedding, Calibration, EmbeddingSpace
+from agents.models import AgentEmbedding, BackgroundEmbedding, Calibration, EmbeddingSpace
+from agents.parts import text_hash
 from apikeys.callers import Caller
-from tests.agents import WordEmbedder, make_noop, member, register_all, use
+from tests.agents import WordEmbedder, make_noop, meet_at, member, register_all, use
 
 pytestmark = pytest.mark.django_db
 
@@ -158,6 +160,48 @@ def test_two_runs_at_once_share_the_work(
     zones = [text for text in new.asked if "in zone" in text]
     assert not indexing.unembedded("test:new").exists()
     assert len(zones) < 1.7 * len(set(zones))  # both doing all of it is twice; they may meet now and then
+
+
+@pytest.mark.django_db(transaction=True)
+def test_two_processes_that_store_background_tasks_do_not_block_each_other(
+    monkeypatch: pytest.MonkeyPatch, new: WordEmbedder
+) -> None:
+    tasks = sorted((f"Task {n}" for n in range(3)), key=text_hash)
+    monkeypatch.setattr(background, "tasks", lambda: (tasks, 3))
+    orders = [tasks, tasks[::-1]]
+    monkeypatch.setattr(random, "shuffle", lambda missing: missing.sort(key=orders.pop().index))
+    EmbeddingSpace.objects.create(name="test:new", dims=64)
+
+    meet_at(
+        "INSERT INTO agents_backgroundembedding (space_id, text_hash, embedding) VALUES ('test:new', %s, %s)",
+        [text_hash(tasks[1]), str([0.1] * 64)],
+        [lambda: background.fill("test:new", new)] * 2,
+    )
+
+    assert BackgroundEmbedding.objects.count() == 3
+
+
+@pytest.mark.django_db(transaction=True)
+def test_filling_a_space_and_registering_anew_do_not_block_each_other(
+    monkeypatch: pytest.MonkeyPatch, old: WordEmbedder, new: WordEmbedder
+) -> None:
+    use(monkeypatch, old, new)
+    by = member()
+    slugs = ["c", "b", "a"]
+    for slug in slugs:  # so that their ids are in the other order
+        register_all(by, [make_noop(slug, "Counts penguins")])
+
+    meet_at(
+        "SELECT 1 FROM agents_agent WHERE slug = 'b' FOR UPDATE",
+        [],
+        [
+            lambda: indexing.fill(new, quiet),
+            lambda: register_all(by, [make_noop(slug, "Counts dolphins") for slug in slugs]),
+        ],
+    )
+
+    indexing.fill(new, quiet)
+    assert not indexing.unembedded("test:new").exists()
 
 
 def test_what_is_registered_meanwhile_is_filled_in_before_the_flip(by: Caller, new: WordEmbedder) -> None:
