@@ -28,7 +28,7 @@ from django.db import Error as DatabaseTrouble
 from django.db import close_old_connections, connection
 
 from jobs.errors import TooManyStreams
-from jobs.listening import HintsLost, hints
+from jobs.listening import hints
 from jobs.models import Job
 from jobs.serializers import event_json
 from jobs.wakeups import JOB_CHANNEL
@@ -299,13 +299,8 @@ class Hub:
 
     async def _listen(self) -> None:
         """Hear of news. After each new connection everything is looked at: what was said meanwhile is lost."""
-        while True:
-            try:
-                async for hint in hints(JOB_CHANNEL):
-                    self._look_at(set(self._feeds) if hint is None else _ids(hint.payload))
-            except HintsLost as error:
-                log.warning("Not listening for a moment, polling goes on: %s", error)
-            await asyncio.sleep(RETRY_SECONDS)
+        async for hint in hints(JOB_CHANNEL):
+            self._look_at(set(self._feeds) if hint is None else _ids(hint.payload))
 
     async def _poll(self) -> None:
         while True:

@@ -4,6 +4,8 @@ Either may fall silent for a while without harm (I7): whoever listens looks by i
 """
 
 import asyncio
+import contextlib
+import logging
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
@@ -17,12 +19,15 @@ from engine.database import direct_dsn
 from engine.redis_errors import or_redis_errors
 
 CONNECT_SECONDS = 2.0
+RECONNECT_SECONDS = 0.5
 # A peer that is gone without a word is found out by a ping this often.
 PING_SECONDS = 5.0
 
+log = logging.getLogger("engine.wakeups")
+
 
 class HintsLost(Exception):
-    """Nothing is heard any more; listen again in a moment."""
+    """Nothing is heard any more."""
 
 
 @dataclass(frozen=True)
@@ -34,16 +39,32 @@ class Hint:
 
 
 async def hints(*channels: str) -> AsyncGenerator[Hint | None, None]:
-    """Each hint as it comes. The first is None: from now on they are heard, and what was said before was not.
+    """Each hint as it comes. Never ends: what is lost is connected anew.
 
-    Raises HintsLost; never ends otherwise.
+    None after each connection: from now on they are heard, and what was said before was not.
     """
+    lost = False
+    while True:
+        try:
+            async with contextlib.aclosing(connection(*channels)) as heard:
+                async for hint in heard:
+                    if hint is None and lost:
+                        log.info("Wake-ups are heard again.")
+                        lost = False
+                    yield hint
+        except HintsLost as error:
+            if not lost:  # said once, however long it takes
+                log.warning("Wake-ups are not heard, polling goes on: %s", error)
+            lost = True
+        await asyncio.sleep(RECONNECT_SECONDS)
+
+
+async def connection(*channels: str) -> AsyncGenerator[Hint | None, None]:
+    """What is heard over one connection, None first. Raises HintsLost; never ends otherwise."""
     try:
-        if settings.REDIS_URL:
-            async for hint in _by_redis(*channels):
-                yield hint
-        else:
-            async for hint in _by_listen(*channels):
+        heard = _by_redis(*channels) if settings.REDIS_URL else _by_listen(*channels)
+        async with contextlib.aclosing(heard):  # a connection is closed at once, not when it is collected
+            async for hint in heard:
                 yield hint
     except or_redis_errors(psycopg.Error, DatabaseTrouble, ImproperlyConfigured, OSError) as error:
         raise HintsLost(str(error).strip() or type(error).__name__) from error

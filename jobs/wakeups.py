@@ -41,6 +41,7 @@ class Notifier:
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
         self._stopped = False
+        self._failing = False
 
     def send(self, channel: str, items: Iterable[str]) -> None:
         """Hint at these items soon."""
@@ -65,7 +66,9 @@ class Notifier:
                 with _by_redis() if settings.REDIS_URL else _by_notify() as say:
                     self._serve(say)
             except or_redis_errors(psycopg.Error, OSError) as error:
-                log.warning("Wake-ups are off for a moment, polling goes on: %s", error)
+                if not self._failing:  # said once, however long it takes
+                    log.warning("Wake-ups are not sent, polling goes on: %s", error)
+                self._failing = True
                 self._drop()
                 time.sleep(RETRY_SECONDS)
 
@@ -76,6 +79,9 @@ class Notifier:
             for channel, payload in self._take():
                 failpoints.hit("notify.before")
                 say(channel, payload)
+                if self._failing:
+                    log.info("Wake-ups are sent again.")
+                self._failing = False
             time.sleep(COALESCE_SECONDS)  # what comes meanwhile goes out together
 
     def _take(self) -> list[tuple[str, str]]:

@@ -31,7 +31,7 @@ from jobs.claiming import Claimed
 from jobs.execution import attempt, outcomes
 from jobs.execution.outcomes import Outcome
 from jobs.execution.ports import AgentSpec, AttemptControl, LeaseLostError
-from jobs.listening import Hint, HintsLost, hints
+from jobs.listening import Hint, hints
 from jobs.metering import totals
 from jobs.models import Attempt
 from jobs.notifying.courier import Courier
@@ -621,16 +621,13 @@ class Incarnation:
 
     async def _listen(self) -> None:
         """Hear hints of new jobs and of cancels on a connection of its own; polling finds what they miss."""
-        while self.options.listen:
-            try:
-                async for hint in hints(wakeups.QUEUE_CHANNEL, wakeups.CANCEL_CHANNEL):
-                    if hint is None:
-                        self._look.set()  # what came before is found by looking
-                    else:
-                        self._hinted(hint)
-            except HintsLost as error:
-                log.warning("Wake-ups are off, polling goes on: %s", error)
-            await asyncio.sleep(RECONNECT_SECONDS)
+        if not self.options.listen:
+            return
+        async for hint in hints(wakeups.QUEUE_CHANNEL, wakeups.CANCEL_CHANNEL):
+            if hint is None:
+                self._look.set()  # what came before is found by looking
+            else:
+                self._hinted(hint)
 
     def _hinted(self, hint: Hint) -> None:
         if hint.channel == wakeups.QUEUE_CHANNEL:

@@ -59,12 +59,76 @@ def test_hints_go_over_redis(over_redis: RedisServer):
 
 def test_whoever_listens_to_a_redis_that_dies_is_told(over_redis: RedisServer):
     async def listen() -> None:
-        async with contextlib.aclosing(listening.hints(wakeups.JOB_CHANNEL)) as hints:
+        async with contextlib.aclosing(listening.connection(wakeups.JOB_CHANNEL)) as hints:
             async for _ in hints:
                 over_redis.kill()
 
     with pytest.raises(listening.HintsLost):
         asyncio.run(listen())
+
+
+def counted(monkeypatch: pytest.MonkeyPatch, module: Any, name: str) -> list[None]:
+    """One entry per call of a function, from now on."""
+    calls: list[None] = []
+    real = getattr(module, name)
+
+    def call(*arguments: Any) -> Any:
+        calls.append(None)
+        return real(*arguments)
+
+    monkeypatch.setattr(module, name, call)
+    return calls
+
+
+def said(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [
+        record.getMessage().partition(",")[0] for record in caplog.records if record.name == "engine.wakeups"
+    ]
+
+
+def test_a_listener_logs_an_outage_once_and_goes_on_by_itself(
+    over_redis: RedisServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    connections = counted(monkeypatch, listening, "connection")
+    monkeypatch.setattr(listening, "RECONNECT_SECONDS", 0.01)
+    caplog.set_level("INFO", "engine.wakeups")
+
+    def start_again() -> None:
+        eventually(lambda: len(connections) >= 4)
+        over_redis.start()
+
+    async def listen() -> None:
+        heard = 0
+        async with asyncio.timeout(60), contextlib.aclosing(listening.hints(wakeups.JOB_CHANNEL)) as hints:
+            async for _ in hints:
+                heard += 1
+                if heard == 2:
+                    return
+                over_redis.kill()
+                asyncio.get_running_loop().run_in_executor(None, start_again)
+
+    asyncio.run(listen())
+
+    assert said(caplog) == ["Wake-ups are not heard", "Wake-ups are heard again."]
+
+
+def test_a_sender_logs_an_outage_once(
+    over_redis: RedisServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    connections = counted(monkeypatch, wakeups, "_by_redis")
+    monkeypatch.setattr(wakeups, "RETRY_SECONDS", 0.01)
+    caplog.set_level("INFO", "engine.wakeups")
+    notifier = wakeups.Notifier()
+    over_redis.kill()
+    for tries in range(1, 5):
+        notifier.send(wakeups.JOB_CHANNEL, ["one"])
+        eventually(lambda: len(connections) > tries)  # noqa: B023  (called at once)
+    over_redis.start()
+    notifier.send(wakeups.JOB_CHANNEL, ["one"])
+    eventually(lambda: len(said(caplog)) > 1)
+    notifier.stop()
+
+    assert said(caplog) == ["Wake-ups are not sent", "Wake-ups are sent again."]
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])

@@ -16,7 +16,7 @@ from engine.server import Backpressure
 from jobs import hub as hubs
 from jobs.errors import TooManyStreams
 from jobs.hub import AccessEnded, Hub, HubFailed, Line, Watch
-from jobs.listening import Hint, HintsLost
+from jobs.listening import Hint
 
 SECONDS = 5.0
 
@@ -63,12 +63,12 @@ class Right:
 def table(monkeypatch: pytest.MonkeyPatch) -> Table:
     made = Table()
 
-    async def refuse(*channels: str) -> AsyncIterator[Hint | None]:
-        raise HintsLost("no notifications in these tests")
-        yield  # a generator
+    async def silence(*channels: str) -> AsyncIterator[Hint | None]:
+        await asyncio.Event().wait()
+        yield None  # a generator
 
     monkeypatch.setattr(hubs, "read_news", made.read)
-    monkeypatch.setattr(hubs, "hints", refuse)
+    monkeypatch.setattr(hubs, "hints", silence)
     monkeypatch.setattr(hubs, "with_connection", lambda work, *arguments: work(*arguments))
     monkeypatch.setattr(hubs, "POLL_SECONDS", 0.01)
     monkeypatch.setattr(hubs, "ACCESS_SECONDS", 0.01)
