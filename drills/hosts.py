@@ -307,9 +307,11 @@ class Drill:
         found = f"{len(trouble.programs)} programs ran there; {trouble.lost} attempts lost"
         if not trouble.host:
             return [(trouble.what, "no worker lost its lease" if not trouble.lost else found)]
+        if trouble.host.startswith("web"):
+            return [(trouble.what, "its requests went to the other")]
         if trouble.stops:
             found += (
-                f"; last word of a program there after {max(trouble.stops):.1f} s at most,"
+                f"; last word of a program there after {max(0.0, *trouble.stops):.1f} s at most,"
                 f" at least {min(trouble.margins):.1f} s before its job was taken"
             )
         if trouble.recoveries:
